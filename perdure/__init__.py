@@ -1,0 +1,1 @@
+"""Continual learning for language models and any `nn.Module`."""
