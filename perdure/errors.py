@@ -1,15 +1,15 @@
 """The exceptions that perdure raises for a user's mistake or a failed run.
 
-    PerdureError
-    ├── UsageError          a mistake in what was asked: exit code 2
-    │   ├── ConfigError     a setting: names it, its value and the choices
-    │   ├── DataError       a data file: names the file and the line
-    │   ├── ModelError      a model that cannot be loaded or does not fit
-    │   ├── RunError        a run folder that cannot be used as asked
-    │   └── StrategyError   a strategy that cannot work on this model or stream
-    └── RunFailure          the run itself failed: exit code 1
-        ├── NonFiniteError  loss or gradient is nan or infinite, before the update
-        └── StorageError    the disk refused a write
+PerdureError
+├── UsageError          a mistake in what was asked: exit code 2
+│   ├── ConfigError     a setting: names it, its value and the choices
+│   ├── DataError       a data file: names the file and the line
+│   ├── ModelError      a model that cannot be loaded or does not fit
+│   ├── RunError        a run folder that cannot be used as asked
+│   └── StrategyError   a strategy that cannot work on this model or stream
+└── RunFailure          the run itself failed: exit code 1
+    ├── NonFiniteError  loss or gradient is nan or infinite, before the update
+    └── StorageError    the disk refused a write
 """
 
 from __future__ import annotations

@@ -1,1 +1,5 @@
-"""memory"""
+"""Memory: which past examples are kept."""
+
+from perdure.memory.reservoir import ReservoirBuffer
+
+__all__ = ["ReservoirBuffer"]

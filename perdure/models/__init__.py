@@ -1,1 +1,1 @@
-"""models"""
+"""Models: loading, adapters, and what they are trained for."""

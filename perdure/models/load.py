@@ -1,0 +1,124 @@
+"""Find and load a causal language model: the embedded nano, a local folder, or a hub name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NANO = Path(__file__).parent / "nano"
+EMBEDDED = {"nano": NANO}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LanguageModel:
+    """A model with its tokenizer.
+
+    Attributes:
+        name: as asked for.
+        source: folder or hub name that it was loaded from.
+        model: in fp32, eval mode.
+        tokenizer: its tokenizer.
+        max_length: longest sequence it takes, in tokens.
+    """
+
+    name: str
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+
+def resolve(name: str) -> str:
+    """The folder or hub name that `name` stands for; ModelError where it cannot be a model."""
+    if name in EMBEDDED:
+        return str(EMBEDDED[name])
+    path = Path(name).expanduser()
+    if path.is_dir():
+        missing = _missing(path)
+        if missing:
+            raise ModelError(
+                f"model folder {name!r} holds no {missing}. A model folder needs config.json, model.safetensors "
+                "(or its shards with model.safetensors.index.json) and tokenizer files, as `save_pretrained` "
+                "writes them."
+            )
+        return str(path.resolve())
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"model {name!r} is not a folder here, not a hub name (owner/name), and not embedded "
+            f"({', '.join(EMBEDDED)}). Give the path of a model folder with --model."
+        )
+    return name
+
+
+def _missing(path: Path) -> str | None:
+    if not (path / "config.json").is_file():
+        return "config.json"
+    if not any((path / name).is_file() for name in WEIGHTS):
+        return "weights (model.safetensors; pickled .bin weights are refused)"
+    if not any(path.glob("tokenizer*")):
+        return "tokenizer (tokenizer.json)"
+    return None
+
+
+def load(name: str, attention: str | None = None) -> LanguageModel:
+    """Load a causal LM and its tokenizer by embedded name, folder or hub name.
+
+    Remote code is never run and pickled weights are never read. Weights are loaded in fp32; mixed precision is
+    the trainer's business.
+
+    Raises:
+        ModelError: not found, not reachable, or not a causal LM.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    source = resolve(name)
+    local = Path(source).is_dir()
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if local:
+        options["local_files_only"] = True
+    import torch
+
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            **({"attn_implementation": attention} if attention else {}),
+            **options,
+        )
+    except Exception as error:
+        # Transformers raises many types here (OSError, ValueError, KeyError, safetensors' own); all are the
+        # same to the user: this model cannot be loaded.
+        raise ModelError(_explain(name, local, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"model {name!r}: its tokenizer has no end-of-sequence token, which answers must end with")
+    return LanguageModel(name, source, model, tokenizer, max_positions(model))
+
+
+def max_positions(model: Any) -> int:
+    """The longest sequence that the model's config allows, in tokens (2,048 where it does not say)."""
+    for attribute in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(model.config.get_text_config(), attribute, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 2048
+
+
+def _explain(name: str, local: bool, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if local:
+        return f"model folder {name!r} cannot be loaded: {reason}"
+    return (
+        f"model {name!r} is not a folder here and could not be fetched from the hub ({reason}). "
+        "Check the name and the network, or download it elsewhere and give the folder's path with --model."
+    )

@@ -1,0 +1,138 @@
+"""From examples to a batch, through the model, to the loss: once for each objective.
+
+Knows nothing of strategies or of the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from perdure.errors import ConfigError, unknown_name
+from perdure.types import IGNORE, Batch, Example, Objective, Output
+
+OBJECTIVES: tuple[Objective, ...] = ("classification", "causal_lm", "regression")
+
+
+def check_objective(name: str) -> Objective:
+    """The objective of that name; ConfigError lists the known ones."""
+    if name not in OBJECTIVES:
+        raise ConfigError(unknown_name("objective", name, OBJECTIVES))
+    return name
+
+
+def collate(examples: Sequence[Example], objective: Objective, device: torch.device | str = "cpu") -> Batch:
+    """Pad and stack examples.
+
+    Causal-LM rows are padded on the right and get no attention mask: causality keeps real tokens from seeing the
+    padding, and labels of -100 keep it out of the loss, whatever its id is.
+    """
+    rows = tuple(examples)
+    xs = [_tensor(row.x, row) for row in rows]
+    ys = [_tensor(row.y, row) for row in rows]
+    x: Tensor | dict[str, Tensor]
+    if objective == "causal_lm":
+        x = pad_sequence(xs, batch_first=True)  # [B, T]
+        y = pad_sequence(ys, batch_first=True, padding_value=IGNORE)  # [B, T]
+        counts = (y[:, 1:] != IGNORE).sum(1).tolist()
+        tokens = sum(map(len, xs))
+    else:
+        x, y = torch.stack(xs), torch.stack(ys)
+        if objective == "regression":
+            y = y.to(torch.get_default_dtype()) if not y.is_floating_point() else y
+            counts = [y[0].numel()] * len(rows)
+        else:
+            counts = [1] * len(rows)
+        tokens = len(rows)
+    targets: dict[str, int] = {}
+    for row, count in zip(rows, counts, strict=True):
+        targets[row.group] = targets.get(row.group, 0) + count
+    return Batch(rows, x.to(device), y.to(device), targets, tokens)
+
+
+def _tensor(value: Tensor | None, row: Example) -> Tensor:
+    if value is None:
+        raise ConfigError(f"example {row.key!r} of task {row.task!r} has no tensors: encode its text first")
+    return value
+
+
+def is_language_model(model: nn.Module) -> bool:
+    """Whether the model takes `input_ids` and has a config, as Hugging Face models and PEFT's wrappers do."""
+    return hasattr(model, "config") and hasattr(model, "generate")
+
+
+def forward(model: nn.Module, batch: Batch) -> Output:
+    """Call the model the way its kind wants; its output may be a tensor or carry `.logits`."""
+    if isinstance(batch.x, Mapping):
+        result = model(**batch.x)
+    elif is_language_model(model):
+        result = model(input_ids=batch.x, use_cache=False)
+    else:
+        result = model(batch.x)
+    return Output(result if isinstance(result, Tensor) else result.logits)
+
+
+def losses(output: Output, batch: Batch, objective: Objective) -> Tensor:
+    """The loss of each example, summed over its targets: [B], fp32 or wider."""
+    return _LOSSES[objective](_wide(output.logits), batch.y, "none")
+
+
+def total_loss(output: Output, batch: Batch, objective: Objective) -> Tensor:
+    """The loss summed over all targets of the batch: a scalar, fp32 or wider."""
+    return _LOSSES[objective](_wide(output.logits), batch.y, "sum")
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def _causal_lm(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    vocabulary = logits.shape[-1]
+    flat = F.cross_entropy(
+        logits[:, :-1].reshape(-1, vocabulary),
+        labels[:, 1:].reshape(-1),
+        ignore_index=IGNORE,
+        reduction=reduction,
+    )
+    return flat if reduction == "sum" else flat.view(labels.shape[0], -1).sum(1)
+
+
+def _classification(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction=reduction)
+
+
+def _regression(predictions: Tensor, values: Tensor, reduction: str) -> Tensor:
+    """½(p − y)²: the negative log-likelihood of a unit Gaussian, up to a constant."""
+    if predictions.shape != values.shape and predictions.numel() == values.numel():
+        predictions = predictions.view_as(values)
+    if predictions.shape != values.shape:
+        raise ConfigError(
+            f"regression: the model gives {tuple(predictions.shape)} and the targets are {tuple(values.shape)}; "
+            "they must have the same shape (a trailing 1 aside)"
+        )
+    each = 0.5 * (predictions - values) ** 2
+    return each.sum() if reduction == "sum" else each.flatten(1).sum(1) if each.dim() > 1 else each
+
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
+    "causal_lm": _causal_lm,
+    "classification": _classification,
+    "regression": _regression,
+}
+
+
+def group_losses(output: Output, batch: Batch, objective: Objective) -> dict[str, Tensor]:
+    """Loss sums by group: the plain sum where there is one group, so that nothing is spent on groups unused."""
+    if len(batch.targets) == 1:
+        (group,) = batch.targets
+        return {group: total_loss(output, batch, objective)}
+    each = losses(output, batch, objective)
+    sums: dict[str, Tensor] = {}
+    for group in batch.targets:
+        rows = [i for i, row in enumerate(batch.examples) if row.group == group]
+        sums[group] = each[rows].sum()
+    return sums

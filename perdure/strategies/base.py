@@ -1,0 +1,69 @@
+"""The interface of every strategy: hooks that add nothing unless a method fills them in.
+
+A strategy returns values. It sees neither the trainer nor the optimizer, and never writes to a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from perdure.models import objectives
+from perdure.types import Batch, Context, Example, Output, Phase, Task
+
+
+class Strategy:
+    """How not to forget. Subclass it and override the hooks that the method needs.
+
+    Class attributes:
+        name: as used on the command line and in configs.
+        summary: one line for `perdure list strategies`.
+        wants_task_ids: whether inference needs to be told the task.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    wants_task_ids: bool = False
+
+    def prepare(self, ctx: Context) -> None:
+        """Before a task: grow, snapshot, freeze. The shape of what it makes may depend on config and index only."""
+
+    def phases(self, task: Task, plan: Sequence[Phase]) -> Sequence[Phase]:
+        """The stretches of training within this task, given the planned ones."""
+        return plan
+
+    def mix(self, ctx: Context, examples: list[Example]) -> list[Example]:
+        """Once an optimizer step, before collation: the step's rows, perhaps with others added."""
+        return examples
+
+    def forward(self, model: nn.Module, batch: Batch) -> Output:
+        """The model's forward pass, in training and in evaluation."""
+        return objectives.forward(model, batch)
+
+    def penalty(self, ctx: Context, batch: Batch, output: Output) -> Tensor | float:
+        """A sum over the micro-batch's targets, added to the loss after division by the step's targets."""
+        return 0.0
+
+    def gradient(self, ctx: Context, batches: Sequence[Batch]) -> None:
+        """Once a step, after backward and before clipping: change `.grad` in place.
+
+        A penalty in closed form belongs here; report its value with `ctx.log("penalty", value)`.
+        """
+
+    def after_step(self, ctx: Context, batches: Sequence[Batch], outputs: Sequence[Output]) -> None:
+        """After the optimizer's update; outputs are detached."""
+
+    def after_phase(self, ctx: Context, phase: Phase) -> None:
+        """After each phase of a task."""
+
+    def after_task(self, ctx: Context) -> None:
+        """After a task: estimate importance, fill memory, prune, merge."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the strategy holds: tensors and plain values, nested in dicts and lists."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the strategy that was saved; `prepare` has been called for the tasks so far."""

@@ -1,0 +1,67 @@
+"""From names and settings to strategies; the settings are the constructor's own arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from perdure.errors import ConfigError, unknown_name
+from perdure.strategies.base import Strategy
+from perdure.strategies.chain import Chain
+from perdure.strategies.ewc import EWC
+from perdure.strategies.naive import Naive
+from perdure.strategies.replay import Replay
+
+STRATEGIES: dict[str, type[Strategy]] = {s.name: s for s in (Naive, Replay, EWC)}
+# What configs of earlier systems call a setting.
+ALIASES = {"lambda": "strength"}
+
+
+def settings_of(name: str) -> dict[str, inspect.Parameter]:
+    """The settings of a strategy that a config may give: its constructor's, less those that take objects."""
+    parameters = inspect.signature(STRATEGIES[name].__init__).parameters
+    return {key: p for key, p in parameters.items() if key not in ("self", "buffer", "args", "kwargs")}
+
+
+def build_one(name: str, settings: Mapping[str, Any]) -> Strategy:
+    """The strategy of that name.
+
+    Raises:
+        ConfigError: unknown name or setting, or a value of the wrong kind; all mistakes together.
+    """
+    if name not in STRATEGIES:
+        raise ConfigError(unknown_name("strategy", name, STRATEGIES))
+    cls = STRATEGIES[name]
+    known = settings_of(name)
+    hints = get_type_hints(cls.__init__) if known else {}
+    given = {ALIASES.get(key, key): value for key, value in settings.items() if key != "enabled"}
+    fields: dict[str, Any] = {key: (hints.get(key, Any), p.default) for key, p in known.items()}
+    model = create_model(f"{name} settings", __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        checked = model.model_validate(given)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "extra_forbidden":
+                lines.append(unknown_name(f"setting of {name}", key, known or ["(none)"]))
+            else:
+                lines.append(f"{name}.{key}: {problem['msg']}, got {problem['input']!r}")
+        raise ConfigError("continual_strategy: " + "; ".join(lines)) from error
+    return cls(**{key: getattr(checked, key) for key in known})
+
+
+def build(names: str | list[str], settings: Mapping[str, Mapping[str, Any]] | None = None) -> Strategy:
+    """A strategy from names joined by "+" (or a list), with the settings of each by name."""
+    parts = names.split("+") if isinstance(names, str) else names
+    parts = [part.strip() for part in parts if part.strip()]
+    strategies = [build_one(part, (settings or {}).get(part, {})) for part in parts or ["naive"]]
+    return strategies[0] if len(strategies) == 1 else Chain(strategies)
+
+
+def enabled(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names that a `continual_strategy` mapping enables: all but those with `enabled: false`."""
+    return [name for name, values in settings.items() if (values or {}).get("enabled", True)]

@@ -1,0 +1,109 @@
+"""Several strategies as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import StrategyError
+from perdure.order import priority
+from perdure.strategies.base import Strategy
+from perdure.types import Batch, Context, Example, Output, Phase, Task
+
+
+class Chain(Strategy):
+    """Penalties add; `mix` and `gradient` run in order; at most one member owns `forward`, and one `phases`.
+
+    Each member draws from a generator of its own, so that adding a strategy never shifts another's draws.
+    """
+
+    name: ClassVar[str] = "chain"
+    summary: ClassVar[str] = "several strategies together, as in replay+ewc"
+
+    def __init__(self, strategies: Sequence[Strategy]) -> None:
+        if not strategies:
+            raise StrategyError("chain: at least one strategy is needed")
+        names = [strategy.name for strategy in strategies]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise StrategyError(f"chain: {', '.join(twice)} stands in it more than once")
+        self.strategies = tuple(strategies)
+        self.wants_task_ids = any(strategy.wants_task_ids for strategy in strategies)
+        self._forward = self._owner("forward")
+        self._phases = self._owner("phases")
+        self._rngs: list[torch.Generator] = []
+
+    def _owner(self, hook: str) -> Strategy:
+        owners = [s for s in self.strategies if getattr(type(s), hook) is not getattr(Strategy, hook)]
+        if len(owners) > 1:
+            names = " and ".join(s.name for s in owners)
+            raise StrategyError(f"chain: {names} both decide on {hook}; only one strategy in a chain can")
+        return owners[0] if owners else self.strategies[0]
+
+    def _each(self, ctx: Context) -> list[tuple[Strategy, Context]]:
+        if not self._rngs:
+            self._rngs = [
+                torch.Generator().manual_seed(priority(ctx.seed, "chain", key=s.name) >> 1) for s in self.strategies
+            ]
+        return [(s, ctx.but(rng=rng)) for s, rng in zip(self.strategies, self._rngs, strict=True)]
+
+    def prepare(self, ctx: Context) -> None:
+        """Every member's, in order."""
+        for strategy, own in self._each(ctx):
+            strategy.prepare(own)
+
+    def phases(self, task: Task, plan: Sequence[Phase]) -> Sequence[Phase]:
+        """The owner's."""
+        return self._phases.phases(task, plan)
+
+    def mix(self, ctx: Context, examples: list[Example]) -> list[Example]:
+        """Every member's, in order, each on what the one before returned."""
+        for strategy, own in self._each(ctx):
+            examples = strategy.mix(own, examples)
+        return examples
+
+    def forward(self, model: nn.Module, batch: Batch) -> Output:
+        """The owner's."""
+        return self._forward.forward(model, batch)
+
+    def penalty(self, ctx: Context, batch: Batch, output: Output) -> Tensor | float:
+        """The sum of the members'."""
+        return sum((s.penalty(own, batch, output) for s, own in self._each(ctx)), start=0.0)
+
+    def gradient(self, ctx: Context, batches: Sequence[Batch]) -> None:
+        """Every member's, in order."""
+        for strategy, own in self._each(ctx):
+            strategy.gradient(own, batches)
+
+    def after_step(self, ctx: Context, batches: Sequence[Batch], outputs: Sequence[Output]) -> None:
+        """Every member's, in order."""
+        for strategy, own in self._each(ctx):
+            strategy.after_step(own, batches, outputs)
+
+    def after_phase(self, ctx: Context, phase: Phase) -> None:
+        """Every member's, in order."""
+        for strategy, own in self._each(ctx):
+            strategy.after_phase(own, phase)
+
+    def after_task(self, ctx: Context) -> None:
+        """Every member's, in order."""
+        for strategy, own in self._each(ctx):
+            strategy.after_task(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every member's state and generator, by name."""
+        return {
+            "members": {s.name: s.state_dict() for s in self.strategies},
+            "rngs": [rng.get_state() for rng in self._rngs],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore every member."""
+        for strategy in self.strategies:
+            strategy.load_state_dict(state["members"][strategy.name])
+        self._rngs = [torch.Generator() for _ in state["rngs"]]
+        for rng, saved in zip(self._rngs, state["rngs"], strict=True):
+            rng.set_state(saved)
