@@ -70,14 +70,14 @@ class Batch:
         examples: the rows, in order, B of them.
         x: what the model is called with: a tensor [B, ...] as its one argument, or keyword arguments.
         y: targets [B], [B, K], or labels [B, T] with -100 where not learnt.
-        targets: how many targets each group holds (learnt tokens, or rows).
+        counts: how many targets each row holds (learnt tokens, values, or 1).
         tokens: how many real (unpadded) input tokens or rows it holds.
     """
 
     examples: tuple[Example, ...]
     x: Tensor | Mapping[str, Tensor]
     y: Tensor
-    targets: Mapping[str, int]
+    counts: tuple[int, ...]
     tokens: int
 
 

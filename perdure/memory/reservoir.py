@@ -102,7 +102,7 @@ class ReservoirBuffer:
             raise ConfigError(f"only buffers of one seed can be merged, got seeds {self.seed} and {other.seed}")
         if any(name.startswith("#") for name in (*self._items, *other._items)):
             raise ConfigError(
-                "only items with a key can be merged: offer numbers of two buffers mean nothing together"
+                "only items with a key can be merged: offer numbers of two buffers do not compare"
             )
         self._offers += other._offers
         self._threshold = min(self._threshold, other._threshold)

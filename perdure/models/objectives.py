@@ -48,10 +48,7 @@ def collate(examples: Sequence[Example], objective: Objective, device: torch.dev
         else:
             counts = [1] * len(rows)
         tokens = len(rows)
-    targets: dict[str, int] = {}
-    for row, count in zip(rows, counts, strict=True):
-        targets[row.group] = targets.get(row.group, 0) + count
-    return Batch(rows, x.to(device), y.to(device), targets, tokens)
+    return Batch(rows, x.to(device), y.to(device), tuple(counts), tokens)
 
 
 def _tensor(value: Tensor | None, row: Example) -> Tensor:
@@ -126,13 +123,18 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
 
 
 def group_losses(output: Output, batch: Batch, objective: Objective) -> dict[str, Tensor]:
-    """Loss sums by group: the plain sum where there is one group, so that nothing is spent on groups unused."""
-    if len(batch.targets) == 1:
-        (group,) = batch.targets
-        return {group: total_loss(output, batch, objective)}
+    """Loss sums by group: the plain sum where there is one group, so that unused groups cost nothing."""
+    groups = dict.fromkeys(row.group for row in batch.examples)
+    if len(groups) == 1:
+        return dict.fromkeys(groups, total_loss(output, batch, objective))
     each = losses(output, batch, objective)
-    sums: dict[str, Tensor] = {}
-    for group in batch.targets:
-        rows = [i for i, row in enumerate(batch.examples) if row.group == group]
-        sums[group] = each[rows].sum()
-    return sums
+    return {g: each[[i for i, row in enumerate(batch.examples) if row.group == g]].sum() for g in groups}
+
+
+def group_counts(batches: Sequence[Batch]) -> dict[str, int]:
+    """How many targets each group holds in these batches together."""
+    totals: dict[str, int] = {}
+    for batch in batches:
+        for row, count in zip(batch.examples, batch.counts, strict=True):
+            totals[row.group] = totals.get(row.group, 0) + count
+    return totals

@@ -6,6 +6,7 @@ A strategy returns values. It sees neither the trainer nor the optimizer, and ne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -21,11 +22,13 @@ class Strategy:
         name: as used on the command line and in configs.
         summary: one line for `perdure list strategies`.
         wants_task_ids: whether inference needs to be told the task.
+        weights: weight of each group of rows in the loss; a group that is not named weighs 1.
     """
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     wants_task_ids: bool = False
+    weights: Mapping[str, float] = MappingProxyType({})
 
     def prepare(self, ctx: Context) -> None:
         """Before a task: grow, snapshot, freeze. The shape of what it makes may depend on config and index only."""

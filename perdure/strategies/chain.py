@@ -32,6 +32,7 @@ class Chain(Strategy):
             raise StrategyError(f"chain: {', '.join(twice)} stands in it more than once")
         self.strategies = tuple(strategies)
         self.wants_task_ids = any(strategy.wants_task_ids for strategy in strategies)
+        self.weights = {group: w for strategy in strategies for group, w in strategy.weights.items()}
         self._forward = self._owner("forward")
         self._phases = self._owner("phases")
         self._rngs: list[torch.Generator] = []

@@ -68,7 +68,7 @@ def _together(ctx: Context, parameters: Mapping[str, Tensor], batch: Batch, targ
     values = {f"model.{name}": p.detach() for name, p in parameters.items()}
 
     def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        row = Batch(batch.examples[:1], x[None], y[None], {}, 0)
+        row = Batch(batch.examples[:1], x[None], y[None], (1,), 0)
         return functional_call(bound, weights, (row,))
 
     assert isinstance(batch.x, Tensor)
@@ -83,7 +83,7 @@ def _one_by_one(
     names, tensors = list(parameters), list(parameters.values())
     assert isinstance(batch.x, Tensor)
     for i in range(len(batch.examples)):
-        row = Batch(batch.examples[i : i + 1], batch.x[i : i + 1], targets[i : i + 1], {}, 0)
+        row = Batch(batch.examples[i : i + 1], batch.x[i : i + 1], targets[i : i + 1], (1,), 0)
         with torch.enable_grad():
             loss = total_loss(ctx.forward(ctx.model, row), row, ctx.objective)
             found = torch.autograd.grad(loss, tensors, allow_unused=True)

@@ -1,0 +1,215 @@
+"""A run's settings: the only reader of config files and overrides; all mistakes are reported together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from perdure.errors import ConfigError, unknown_name
+
+FORMAT = 1
+Boundary = Literal["reset", "continue"]
+# YAML 1.1 reads 1e-3 as a string; numbers given as text are numbers here.
+Number = Annotated[float, BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, and values are not changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class OptimizerSettings(Settings):
+    """The optimizer and what happens to its state when a task begins."""
+
+    type: Literal["adam", "adamw", "sgd", "adafactor"] = "adamw"
+    lr: Number = Field(1e-3, gt=0)
+    weight_decay: Number = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: Number = Field(1e-8, gt=0)
+    momentum: Number = Field(0.0, ge=0, lt=1)
+    fused: bool = False
+    at_boundary: Boundary = "reset"
+
+
+class ScheduleSettings(Settings):
+    """The learning rate over the steps of a task ("reset") or of the whole stream ("continue")."""
+
+    type: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Number = Field(0.0, ge=0, description="steps, or below 1 a share of all steps")
+    at_boundary: Boundary = "reset"
+    total_steps: int | None = Field(None, ge=1, description='horizon for "continue" where the stream is not known')
+
+
+class LoraSettings(Settings):
+    """LoRA adapters."""
+
+    r: int = Field(8, ge=1)
+    alpha: int = Field(16, ge=1)
+    dropout: Number = Field(0.0, ge=0, lt=1)
+    targets: list[str] | None = None
+
+
+class TrainingSettings(Settings):
+    """All that the loop needs, for scripts and for runs alike."""
+
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    continual_strategy: dict[str, dict[str, Any]] = {}
+    batch_size: int = Field(32, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    clip: Number | None = Field(None, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu"] = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    evaluation_batch_size: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainingSettings:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size ({self.micro_batch_size}) must not exceed batch_size ({self.batch_size})"
+            )
+        return self
+
+
+class EvaluationSettings(Settings):
+    """What is measured before training and after every task."""
+
+    exact_match: bool = True
+    max_new_tokens: int | None = Field(None, ge=1, description="None: the longest reference answer and one more")
+    generate_rows: int | None = Field(
+        None, ge=1, description="rows a task that answers are generated for; None: all"
+    )
+
+
+class RunSettings(TrainingSettings):
+    """A whole run: model, stream, strategy, training, evaluation."""
+
+    format: int = FORMAT
+    name: str | None = None
+    description: str = ""
+    model: str = "nano"
+    tuning: Literal["full", "lora"] = "full"
+    lora: LoraSettings = LoraSettings()
+    strategy: str = "naive"
+    stream: dict[str, Any]
+    extensions: list[dict[str, Any]] = []
+    probe: dict[str, Any] | None = None
+    epochs: int = Field(1, ge=1)
+    max_length: int | None = Field(None, ge=8)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    seed: int = Field(0, ge=0)
+    data: str | None = None
+    log_every: int = Field(1, ge=1)
+    checkpoint_every: int | None = Field(None, ge=1)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def validate(model: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Settings from a mapping.
+
+    Raises:
+        ConfigError: every mistake, each with its setting, its value and the way out.
+    """
+    newer = values.get("format", FORMAT)
+    if isinstance(newer, int) and newer > FORMAT:
+        raise ConfigError(f"{where}: format {newer} is newer than this perdure reads ({FORMAT}); upgrade perdure")
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(explain(error, where, model)) from error
+
+
+def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
+    """All mistakes of a validation as lines of text."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"]) or "(settings)"
+        if problem["type"] == "extra_forbidden":
+            lines.append(unknown_name("setting", key, _known(model, problem["loc"])))
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: missing")
+        else:
+            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}"[:400])
+    return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
+
+
+def _known(model: type[BaseModel] | None, location: Sequence[int | str]) -> list[str]:
+    current: Any = model
+    prefix = []
+    for part in location[:-1]:
+        field = getattr(current, "model_fields", {}).get(part)
+        current = field.annotation if field else None
+        prefix.append(str(part))
+    return [".".join([*prefix, name]) for name in getattr(current, "model_fields", {})]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; ConfigError names file and line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """The mapping with `key.sub=value` assignments made; values are read as YAML."""
+    result: dict[str, Any] = _copy(values)
+    for assignment in assignments:
+        key, sign, text = assignment.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"--set {assignment!r}: must be key=value, as in --set optimizer.lr=3e-4")
+        try:
+            value = yaml.safe_load(text) if text else None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment!r}: the value is not valid YAML") from error
+        *path, last = key.strip().split(".")
+        place: Any = result
+        for part in path:
+            place = _enter(place, part, assignment)
+        if isinstance(place, list):
+            place[_index(place, last, assignment)] = value
+        else:
+            place[last] = value
+    return result
+
+
+def _enter(place: Any, part: str, assignment: str) -> Any:
+    if isinstance(place, list):
+        inner = place[_index(place, part, assignment)]
+    else:
+        inner = place.setdefault(part, {})
+        if inner is None:
+            inner = place[part] = {}
+    if not isinstance(inner, dict | list):
+        raise ConfigError(f"--set {assignment!r}: {part!r} is a single value, it has no settings inside")
+    return inner
+
+
+def _index(place: list[Any], part: str, assignment: str) -> int:
+    if part.isdigit() and int(part) < len(place):
+        return int(part)
+    raise ConfigError(f"--set {assignment!r}: {part!r} must be a position from 0 to {len(place) - 1}")
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return [_copy(inner) for inner in value] if isinstance(value, list) else value

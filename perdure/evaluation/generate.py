@@ -1,0 +1,95 @@
+"""Greedy generation in batches, equal to one by one.
+
+The loop is our own because a model's generation defaults (repetition penalty, forced tokens, several end tokens)
+reach into the library's generate even where sampling is off; here the next token is the arg max, and nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure.evaluation.score import evaluating
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    end: int,
+    batch_size: int = 64,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> list[list[int]]:
+    """The greedy continuation of each prompt, up to but without the end token.
+
+    Args:
+        model: a Hugging Face causal LM or a PEFT model of one.
+        prompts: token ids, int64 [T_i] each, at least one token.
+        max_new_tokens: tokens generated at most.
+        end: id of the token that ends an answer.
+        batch_size: prompts that go together; those of like length do.
+        autocast: context of the forward passes.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    with evaluating(model), autocast():
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            for i, tokens in zip(
+                chosen, _batch(model, [prompts[i] for i in chosen], max_new_tokens, end), strict=True
+            ):
+                answers[i] = tokens
+    return answers
+
+
+def _batch(model: Any, prompts: Sequence[Tensor], max_new_tokens: int, end: int) -> list[list[int]]:
+    device = next(model.parameters()).device
+    longest = max(map(len, prompts))
+    # Left padding, with positions that count real tokens only: a padded row then gives what it would give alone.
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    options = {"logits_to_keep": 1} if _keeps_logits(model) else {}
+    cache = None
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    produced: list[Tensor] = []
+    for _ in range(max_new_tokens):
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **options,
+        )
+        cache = output.past_key_values
+        token = output.logits[:, -1].argmax(-1)  # [B]
+        token = torch.where(done, end, token)
+        produced.append(token)
+        done |= token == end
+        if bool(done.all()):
+            break
+        ids = token[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
+        positions = positions[:, -1:] + 1
+    rows = torch.stack(produced, 1).tolist() if produced else [[] for _ in prompts]
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def _keeps_logits(model: Any) -> bool:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def matches(answer: str, reference: str) -> bool:
+    """Exact match: the same text but for white space at the ends and its amount within."""
+    return " ".join(answer.split()) == " ".join(reference.split())

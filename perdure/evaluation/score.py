@@ -1,0 +1,102 @@
+"""Score a model on held-out rows: loss and the objective's own metrics, over all rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from perdure.models.objectives import total_loss
+from perdure.types import Batch, Example, Objective, Output
+
+# Direction of every metric that is measured anywhere.
+HIGHER_IS_BETTER = {
+    "loss": False,
+    "accuracy": True,
+    "exact_match": True,
+    "rmse": False,
+    "mae": False,
+    "r2": True,
+}
+# The metric that summarises an objective; the first that was measured counts.
+MAIN = {"classification": ("accuracy",), "causal_lm": ("exact_match", "loss"), "regression": ("r2",)}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; the model's mode is put back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def by_length(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
+    """Chunks of at most `size` rows, longest first, so that little is padding."""
+    rows = sorted(examples, key=lambda row: -_length(row))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _length(row: Example) -> int:
+    return 0 if row.x is None or row.x.dim() == 0 else row.x.shape[0]
+
+
+def score(
+    model: nn.Module,
+    examples: Sequence[Example],
+    objective: Objective,
+    forward: Callable[[nn.Module, Batch], Output],
+    collate: Callable[[Sequence[Example]], Batch],
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """Metrics of the model on these rows.
+
+    Returns:
+        "loss" (the training loss: mean over targets), and for classification "accuracy"; for regression "rmse",
+        "mae" and "r2", all over every row. Empty where there are no rows.
+    """
+    if not examples:
+        return {}
+    loss, targets = 0.0, 0
+    truths: list[Tensor] = []
+    outputs: list[Tensor] = []
+    with evaluating(model):
+        chunks: Iterator[Sequence[Example]]
+        if objective == "causal_lm":
+            chunks = by_length(examples, batch_size)
+        else:
+            chunks = (examples[i : i + batch_size] for i in range(0, len(examples), batch_size))
+        for rows in chunks:
+            batch = collate(rows)
+            output = forward(model, batch)
+            loss += float(total_loss(output, batch, objective))
+            targets += sum(batch.counts)
+            if objective != "causal_lm":
+                truths.append(batch.y.cpu())
+                logits = output.logits
+                outputs.append((logits.argmax(-1) if objective == "classification" else logits).cpu())
+    found = {"loss": loss / max(targets, 1)}
+    if objective == "classification":
+        found["accuracy"] = float((torch.cat(outputs) == torch.cat(truths)).double().mean())
+    elif objective == "regression":
+        found.update(
+            regression_metrics(torch.cat(outputs).double().flatten(), torch.cat(truths).double().flatten())
+        )
+    return found
+
+
+def regression_metrics(predicted: Tensor, true: Tensor) -> dict[str, float]:
+    """RMSE, MAE and R² = 1 − SSE/SST over all values; R² of constant targets is nan."""
+    error = predicted - true
+    spread = float((true - true.mean()).square().sum())
+    return {
+        "rmse": float(error.square().mean().sqrt()),
+        "mae": float(error.abs().mean()),
+        "r2": 1 - float(error.square().sum()) / spread if spread > 0 else float("nan"),
+    }

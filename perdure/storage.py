@@ -1,0 +1,102 @@
+"""Durable writes: aside, synced, renamed; a failed one raises StorageError and leaves what was there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import StorageError
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Turn a refused write into a StorageError that names the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise storage_error(path, error) from error
+
+
+def storage_error(path: Path, error: Exception) -> StorageError:
+    """A StorageError in words for a failed write."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        what = "the disk is full; free some space"
+    elif getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
+        what = "the folder cannot be written to; give another one with --out"
+    else:
+        what = f"{error}"
+    return StorageError(f"{path}: could not be written: {what}. What was written before is intact.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text in one step."""
+    aside = path.with_name(f".{path.name}.partial")
+    with guarded(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file in one step; NaN is written as null."""
+    write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """The value as strict JSON has it: NaN and infinities become None, tuples lists."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """Fill a folder aside and put it in place of `path` in one step when the block ends well."""
+    aside = path.with_name(f".{path.name}.partial")
+    old = path.with_name(f".{path.name}.old")
+    with guarded(path):
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            yield aside
+            for file in aside.rglob("*"):
+                if file.is_file():
+                    sync(file)
+            sync(aside)
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            aside.rename(path)
+            sync(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

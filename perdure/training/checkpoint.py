@@ -1,0 +1,96 @@
+"""Nested state as safetensors and JSON, with a checksum; never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from perdure.config import FORMAT
+from perdure.errors import RunError, StorageError
+from perdure.storage import folder, storage_error
+
+TENSORS, PLAIN = "state.safetensors", "state.json"
+MARK = "__tensor__"
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state (dicts and lists of tensors and plain values) as a folder, in one step.
+
+    Raises:
+        StorageError: the disk refused; what was at `path` is intact.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    tree = _flatten(state, "", tensors)
+    with folder(path) as aside:
+        try:
+            save_file(tensors, aside / TENSORS)
+        except (SafetensorError, RuntimeError) as error:
+            raise storage_error(path, error) from error
+        record = {"format": FORMAT, "sha256": sha256(aside / TENSORS), "state": tree}
+        (aside / PLAIN).write_text(json.dumps(record, allow_nan=True), encoding="utf-8")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state that was saved.
+
+    Raises:
+        RunError: not a checkpoint, torn, altered, or of a newer format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        record = json.loads((path / PLAIN).read_text(encoding="utf-8"))
+        if record["format"] > FORMAT:
+            raise RunError(f"{path}: format {record['format']} is newer than this perdure reads; upgrade perdure")
+        if record["sha256"] != sha256(path / TENSORS):
+            raise RunError(f"{path}: {TENSORS} does not have the checksum that was written with it")
+        tensors = load_file(path / TENSORS)
+        return _rebuild(record["state"], tensors)
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        if isinstance(error, StorageError):
+            raise
+        raise RunError(f"{path}: not a readable checkpoint: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = path
+        while name in tensors:
+            name += "'"
+        # Tensors that share memory (tied, or views) are refused by the format: each gets its own copy.
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {MARK: name}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"state at {path or 'the top'}: keys must be strings to be saved")
+        return {key: _flatten(inner, f"{path}/{key}" if path else key, tensors) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_flatten(inner, f"{path}/{i}", tensors) for i, inner in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"state at {path!r}: a {type(value).__name__} can be saved neither as a tensor nor as JSON")
+
+
+def _rebuild(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {MARK}:
+            return tensors[value[MARK]]
+        return {key: _rebuild(inner, tensors) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rebuild(inner, tensors) for inner in value]
+    return value

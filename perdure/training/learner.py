@@ -1,0 +1,357 @@
+"""One optimizer step, and all that it needs: model, strategy, optimizer, schedule, precision.
+
+Knows nothing of epochs, files or progress: the task loop and the online loop both stand on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.config import TrainingSettings
+from perdure.errors import ConfigError, ModelError, NonFiniteError, UsageError
+from perdure.evaluation.score import score
+from perdure.models.objectives import check_objective, collate, group_counts, group_losses, losses, total_loss
+from perdure.order import priority
+from perdure.strategies.base import Strategy
+from perdure.training.optim import build_optimizer, learning_rate, load_named_state, named_state
+from perdure.types import TASK, Batch, Context, Example, Output, Phase, Task
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step did.
+
+    Attributes:
+        loss: mean over the step's targets, penalties included.
+        lr: the learning rate used.
+        tokens: real input tokens (or rows) that went through the model.
+        targets: targets that the loss was taken over.
+        rows: rows, replayed ones included.
+        replayed_rows: rows that a strategy added.
+        replayed_targets: targets of those.
+        gradient_norm: before clipping.
+        logged: other values that the strategy recorded.
+    """
+
+    loss: float
+    lr: float
+    tokens: int
+    targets: int
+    rows: int
+    replayed_rows: int
+    replayed_targets: int
+    gradient_norm: float
+    logged: Mapping[str, float] = field(default_factory=dict)
+
+
+class Learner:
+    """A model under a strategy.
+
+    Args:
+        model: what is trained; parameters with `requires_grad` are trainable.
+        strategy: how not to forget.
+        objective: "classification", "causal_lm" or "regression".
+        settings: optimizer, schedule, batch sizes, precision, device.
+        seed: of every keyed draw.
+    """
+
+    def __init__(
+        self, model: nn.Module, strategy: Strategy, objective: str, settings: TrainingSettings, seed: int
+    ) -> None:
+        self.objective = check_objective(objective)
+        self.settings = settings
+        self.strategy = strategy
+        self.seed = seed
+        self.accelerator = _accelerator(settings)
+        self.device = self.accelerator.device
+        self.model: Any = model
+        self.model.to(self.device)
+        if settings.gradient_checkpointing:
+            if not hasattr(model, "gradient_checkpointing_enable"):
+                raise ModelError("gradient_checkpointing: this model cannot do it; leave the setting out")
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings.compile:
+            model.compile()
+        self.rng = torch.Generator().manual_seed(priority(seed, "strategy", key=strategy.name) >> 1)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.names: list[str] = []
+        # Every parameter that was ever trainable: a strategy may freeze some later.
+        self.trained: set[str] = set()
+        self.steps = 0
+        self.schedule_step = 0
+        self.total_steps: int | None = None
+        self.ctx: Context | None = None
+        self._logged: dict[str, float] = {}
+
+    def begin_task(self, task: Task, index: int, total_steps: int | None = None, resuming: bool = False) -> None:
+        """Let the strategy prepare, then build the optimizer over what is trainable now.
+
+        Args:
+            task: the task to come.
+            index: its position in the stream, from 0.
+            total_steps: the schedule's horizon: the task's steps, or the stream's under "continue".
+            resuming: a state will be loaded next: nothing is carried over.
+        """
+        self.ctx = self._context(task, index)
+        self.strategy.prepare(self.ctx)
+        parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        if not parameters:
+            raise ConfigError(f"task {task.name!r}: no parameter of the model is trainable (requires_grad)")
+        carried: dict[str, dict[str, Any]] = {}
+        if self.optimizer is not None and self.settings.optimizer.at_boundary == "continue" and not resuming:
+            carried = named_state(self.optimizer, self.names)
+        self.names = [name for name, _ in parameters]
+        self.trained.update(self.names)
+        self.optimizer = build_optimizer([p for _, p in parameters], self.settings.optimizer)
+        self.optimizer.zero_grad()
+        if carried:
+            load_named_state(self.optimizer, self.names, carried)
+        if self.settings.schedule.at_boundary == "reset":
+            self.schedule_step = 0
+        self.total_steps = total_steps
+        learning_rate(self.settings.optimizer, self.settings.schedule, 0, total_steps)
+
+    def phases(self, task: Task, epochs: int) -> list[Phase]:
+        """The phases of a task under this strategy."""
+        return list(self.strategy.phases(task, [Phase("train", epochs)]))
+
+    def step(self, examples: Sequence[Example]) -> StepResult:
+        """One optimizer step on these rows and whatever the strategy adds.
+
+        The loss is the sum over groups of weight times mean over all of the group's targets in the step, so that
+        cutting the step into micro-batches changes nothing.
+
+        Raises:
+            NonFiniteError: loss or gradient is nan or infinite; the weights are as before.
+        """
+        ctx, optimizer = self._ready()
+        strategy, settings, model = self.strategy, self.settings, self.model
+        self._logged = {}
+        model.train()
+        rows = strategy.mix(ctx, list(examples))
+        batches = self._micro_batches(rows)
+        totals = group_counts(batches)
+        targets = sum(totals.values())
+        weights = strategy.weights
+        value: Any = 0.0
+        outputs: list[Output] = []
+        for batch in batches:
+            with self.accelerator.autocast():
+                output = strategy.forward(model, batch)
+                loss: Any = 0.0
+                for group, summed in group_losses(output, batch, self.objective).items():
+                    if totals[group]:
+                        part = summed / totals[group]
+                        loss = loss + (part if group not in weights else weights[group] * part)
+                penalty = strategy.penalty(ctx, batch, output)
+                if isinstance(penalty, Tensor) or penalty:
+                    loss = loss + penalty / targets
+            if not isinstance(loss, Tensor):
+                continue
+            self.accelerator.backward(loss)
+            value = value + loss.detach()
+            outputs.append(Output(output.logits.detach()))
+        strategy.gradient(ctx, batches)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        result = float(value) + self._logged.pop("penalty", 0.0)
+        if not (math.isfinite(result) and math.isfinite(float(norm))):
+            optimizer.zero_grad()
+            what = "loss" if not math.isfinite(result) else "gradient"
+            keys = ", ".join(repr(row.key) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
+            raise NonFiniteError(
+                f"step {self.steps + 1}, task {ctx.task.name!r}: the {what} is "
+                f"{result if what == 'loss' else float(norm)} on the rows {keys}. The weights were not updated. A lower optimizer.lr, or clip: 1.0, is the usual cure."
+            )
+        if settings.clip is not None:
+            trainable = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(trainable, settings.clip, norm)
+        lr = learning_rate(settings.optimizer, settings.schedule, self.schedule_step, self.total_steps)
+        for settings_of_group in optimizer.param_groups:
+            settings_of_group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        self.schedule_step += 1
+        self.steps += 1
+        strategy.after_step(ctx, batches, outputs)
+        replayed = [
+            (row, n) for b in batches for row, n in zip(b.examples, b.counts, strict=True) if row.source != TASK
+        ]
+        return StepResult(
+            loss=result,
+            lr=lr,
+            tokens=sum(batch.tokens for batch in batches),
+            targets=targets,
+            rows=len(rows),
+            replayed_rows=len(replayed),
+            replayed_targets=sum(n for _, n in replayed),
+            gradient_norm=float(norm),
+            logged=self._logged,
+        )
+
+    def end_phase(self, phase: Phase) -> None:
+        """Tell the strategy that a phase is over."""
+        self.strategy.after_phase(self._ready()[0], phase)
+
+    def end_task(self) -> None:
+        """Tell the strategy that the task is over."""
+        ctx, optimizer = self._ready()
+        self.strategy.after_task(ctx)
+        optimizer.zero_grad()
+
+    def score(self, examples: Sequence[Example]) -> dict[str, float]:
+        """Metrics on held-out rows, without touching the model's mode or gradients."""
+        with self.accelerator.autocast():
+            return score(
+                self.model,
+                examples,
+                self.objective,
+                self.strategy.forward,
+                self.collate,
+                self.settings.evaluation_batch_size,
+            )
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Examples to a batch on the model's device."""
+        return collate(examples, self.objective, self.device)
+
+    def state_dict(self, optimizer: bool = True) -> dict[str, Any]:
+        """Everything that a step depends on: what is or was trainable, buffers, optimizer, strategy, generators.
+
+        Args:
+            optimizer: False leaves its state out, where the next task resets it anyway.
+        """
+        own = dict(self.model.named_parameters())
+        keep = {name: value for name, value in own.items() if name in self.trained}
+        persistent = self.model.state_dict()
+        keep.update({name: value for name, value in self.model.named_buffers() if name in persistent})
+        return {
+            "model": keep,
+            "trained": sorted(self.trained),
+            "optimizer": named_state(self.optimizer, self.names) if optimizer and self.optimizer else None,
+            "steps": self.steps,
+            "schedule_step": self.schedule_step,
+            "strategy": self.strategy.state_dict(),
+            "rng": {"strategy": self.rng.get_state(), "torch": torch.get_rng_state(), **_cuda_state()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become what was saved; `begin_task` has been called for every task so far."""
+        own: dict[str, Tensor] = dict(self.model.named_parameters())
+        own.update(self.model.named_buffers())
+        strange = sorted(set(state["model"]) - set(own))
+        if strange:
+            raise UsageError(f"the saved state is of another model: it has {strange[0]!r}, which this one lacks")
+        with torch.no_grad():
+            for name, value in state["model"].items():
+                if own[name].shape != value.shape:
+                    raise UsageError(
+                        f"the saved state is of another model: {name!r} is {tuple(value.shape)} there and "
+                        f"{tuple(own[name].shape)} here"
+                    )
+                own[name].copy_(value)
+        self.trained = set(state["trained"])
+        if state["optimizer"] is not None and self.optimizer is not None:
+            load_named_state(self.optimizer, self.names, state["optimizer"])
+        self.steps, self.schedule_step = state["steps"], state["schedule_step"]
+        self.strategy.load_state_dict(state["strategy"])
+        self.rng.set_state(state["rng"]["strategy"])
+        torch.set_rng_state(state["rng"]["torch"])
+        if "cuda" in state["rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+    def _ready(self) -> tuple[Context, torch.optim.Optimizer]:
+        assert self.ctx is not None, "begin_task first"
+        assert self.optimizer is not None, "begin_task first"
+        return self.ctx, self.optimizer
+
+    def _micro_batches(self, rows: Sequence[Example]) -> list[Batch]:
+        size = self.settings.micro_batch_size
+        if size is None or len(rows) <= size:
+            return [self.collate(rows)]
+        ordered = sorted(rows, key=lambda row: 0 if row.x is None or row.x.dim() == 0 else -row.x.shape[0])
+        return [self.collate(ordered[i : i + size]) for i in range(0, len(ordered), size)]
+
+    def _log(self, name: str, value: Any) -> None:
+        self._logged[name] = self._logged.get(name, 0.0) + float(value)
+
+    def _context(self, task: Task, index: int) -> Context:
+        return Context(
+            model=self.model,
+            task=task,
+            index=index,
+            objective=self.objective,
+            forward=self.strategy.forward,
+            collate=self.collate,
+            loss_of=self._loss_of,
+            rng=self.rng,
+            seed=self.seed,
+            log=self._log,
+        )
+
+    def _loss_of(
+        self,
+        examples: Sequence[Example],
+        params: Mapping[str, Tensor] | None = None,
+        reduction: str = "mean",
+        train: bool = False,
+    ) -> Tensor:
+        """The task loss alone; see `Context.loss_of`."""
+        batch = self.collate(examples)
+
+        def compute() -> Tensor:
+            output = self.strategy.forward(self.model, batch)
+            if reduction == "none":
+                return losses(output, batch, self.objective)
+            summed = total_loss(output, batch, self.objective)
+            return summed / max(sum(batch.counts), 1) if reduction == "mean" else summed
+
+        was_training = self.model.training
+        self.model.train(train)
+        try:
+            if params is None:
+                return compute()
+            return torch.func.functional_call(
+                _Wrapped(self.model, compute), {f"model.{name}": p for name, p in params.items()}, ()
+            )
+        finally:
+            self.model.train(was_training)
+
+
+class _Wrapped(nn.Module):
+    """A computation on a model, as a module whose parameters can be swapped."""
+
+    def __init__(self, model: nn.Module, compute: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._compute = compute
+
+    def forward(self) -> Tensor:
+        return self._compute()
+
+
+def _cuda_state() -> dict[str, Any]:
+    return {"cuda": torch.cuda.get_rng_state_all()} if torch.cuda.is_available() else {}
+
+
+def _accelerator(settings: TrainingSettings) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    precision = "no" if settings.precision == "fp32" else settings.precision
+    shared = AcceleratorState._shared_state
+    if shared and shared.get("_mixed_precision") != precision:
+        # Accelerate keeps the precision for the whole process and refuses another; runs here follow one another.
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision=precision, cpu=settings.device == "cpu")
+    if accelerator.num_processes > 1:
+        raise UsageError(
+            f"{accelerator.num_processes} processes: perdure trains in one so far; start it without a launcher"
+        )
+    return accelerator
