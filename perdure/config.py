@@ -88,28 +88,6 @@ class EvaluationSettings(Settings):
     )
 
 
-class RunSettings(TrainingSettings):
-    """A whole run: model, stream, strategy, training, evaluation."""
-
-    format: int = FORMAT
-    name: str | None = None
-    description: str = ""
-    model: str = "nano"
-    tuning: Literal["full", "lora"] = "full"
-    lora: LoraSettings = LoraSettings()
-    strategy: str = "naive"
-    stream: dict[str, Any]
-    extensions: list[dict[str, Any]] = []
-    probe: dict[str, Any] | None = None
-    epochs: int = Field(1, ge=1)
-    max_length: int | None = Field(None, ge=8)
-    evaluation: EvaluationSettings = EvaluationSettings()
-    seed: int = Field(0, ge=0)
-    data: str | None = None
-    log_every: int = Field(1, ge=1)
-    checkpoint_every: int | None = Field(None, ge=1)
-
-
 S = TypeVar("S", bound=Settings)
 
 

@@ -70,12 +70,14 @@ class Learner:
         self.seed = seed
         self.accelerator = _accelerator(settings)
         self.device = self.accelerator.device
-        self.model: Any = model
+        self.model: nn.Module = model
         self.model.to(self.device)
         if settings.gradient_checkpointing:
             if not hasattr(model, "gradient_checkpointing_enable"):
                 raise ModelError("gradient_checkpointing: this model cannot do it; leave the setting out")
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.gradient_checkpointing_enable(  # type: ignore[operator]
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         if settings.compile:
             model.compile()
         self.rng = torch.Generator().manual_seed(priority(seed, "strategy", key=strategy.name) >> 1)
@@ -163,12 +165,7 @@ class Learner:
         result = float(value) + self._logged.pop("penalty", 0.0)
         if not (math.isfinite(result) and math.isfinite(float(norm))):
             optimizer.zero_grad()
-            what = "loss" if not math.isfinite(result) else "gradient"
-            keys = ", ".join(repr(row.key) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
-            raise NonFiniteError(
-                f"step {self.steps + 1}, task {ctx.task.name!r}: the {what} is "
-                f"{result if what == 'loss' else float(norm)} on the rows {keys}. The weights were not updated. A lower optimizer.lr, or clip: 1.0, is the usual cure."
-            )
+            raise NonFiniteError(_diagnose(self.steps + 1, ctx.task.name, rows, result, float(norm)))
         if settings.clip is not None:
             trainable = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(trainable, settings.clip, norm)
@@ -227,8 +224,7 @@ class Learner:
         Args:
             optimizer: False leaves its state out, where the next task resets it anyway.
         """
-        own = dict(self.model.named_parameters())
-        keep = {name: value for name, value in own.items() if name in self.trained}
+        keep: dict[str, Tensor] = {n: p for n, p in self.model.named_parameters() if n in self.trained}
         persistent = self.model.state_dict()
         keep.update({name: value for name, value in self.model.named_buffers() if name in persistent})
         return {
@@ -334,6 +330,15 @@ class _Wrapped(nn.Module):
 
     def forward(self) -> Tensor:
         return self._compute()
+
+
+def _diagnose(step: int, task: str, rows: Sequence[Example], loss: float, norm: float) -> str:
+    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
+    keys = ", ".join(repr(row.key) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
+    return (
+        f"step {step}, task {task!r}: the {what} on the rows {keys}. The weights were not updated. "
+        "A lower optimizer.lr, or clip: 1.0, is the usual cure."
+    )
 
 
 def _cuda_state() -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""What a person sees of a run: a progress bar on a terminal, and plain lines everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perdure.training.learner import StepResult
+
+
+class Display:
+    """Shows nothing: the base of what does."""
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+
+    def start(self, total: int, done: int, name: str) -> None:
+        """Training begins: `done` of `total` steps are behind it."""
+
+    def step(self, task: str, result: StepResult, tokens_per_second: float) -> None:
+        """One step was taken."""
+
+    def doing(self, what: str) -> None:
+        """Something other than steps is going on."""
+
+    def stop(self) -> None:
+        """Training is over, or stopped."""
+
+
+class Terminal(Display):
+    """A rich progress bar with task, step, loss, speed and time left; lines where output is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._progress: Any = None
+        self._bar: Any = None
+        self._name = ""
+
+    def say(self, text: str) -> None:
+        """One line of text, above the bar."""
+        self.console.print(text, markup=False)
+
+    def start(self, total: int, done: int, name: str) -> None:
+        """Show the bar."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.stop()
+        self._name = name
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}", markup=False),
+            TextColumn("{task.fields[speed]} tokens/s", markup=False),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
+        )
+        self._bar = self._progress.add_task(name, total=total, completed=done, loss="-", speed="-")
+        if self.console.is_terminal:
+            self._progress.start()
+
+    def step(self, task: str, result: StepResult, tokens_per_second: float) -> None:
+        """Move the bar."""
+        if self._progress is not None and self.console.is_terminal:
+            self._progress.update(
+                self._bar,
+                advance=1,
+                description=f"{self._name}: {task}",
+                loss=f"{result.loss:.3f}",
+                speed=f"{tokens_per_second:,.0f}",
+            )
+
+    def doing(self, what: str) -> None:
+        """Say on the bar what is going on."""
+        if self._progress is not None and self.console.is_terminal:
+            self._progress.update(self._bar, description=f"{self._name}: {what}")
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

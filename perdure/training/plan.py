@@ -1,0 +1,180 @@
+"""From settings to all that a run needs: strategy, stream, model. Cheap checks come before anything heavy."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import ConfigError
+from perdure.strategies.base import Strategy
+from perdure.strategies.build import STRATEGIES, build
+from perdure.streams import spec
+from perdure.training.settings import RunSettings
+from perdure.types import Example, Task
+
+if TYPE_CHECKING:
+    from perdure.models.load import LanguageModel
+    from perdure.streams.encode import Encoder
+    from perdure.streams.stream import Stream
+
+STREAM_MODES = {
+    "joint": "all tasks at once: the upper reference",
+    "isolated": "each task alone from the same start",
+}
+LIBRARIES = ("perdure", "torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "numpy")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A run that is ready to start.
+
+    Attributes:
+        settings: as validated.
+        language: the base model with its tokenizer.
+        model: what is trained (the base, or the base with adapters).
+        encoder: text to tokens and back.
+        stream: the tasks, encoded.
+        stages: what is trained on, in order.
+        mode: "sequential", "joint" or "isolated".
+        strategy: how not to forget.
+        probe: rows of the general probe, not part of any task.
+        data: counts and hashes of the data, by task.
+    """
+
+    settings: RunSettings
+    language: LanguageModel
+    model: Any
+    encoder: Encoder
+    stream: Stream
+    stages: tuple[Task, ...]
+    mode: str
+    strategy: Strategy
+    probe: tuple[Example, ...]
+    data: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what must not change when a run goes on: settings that matter, and every row's key."""
+        fixed = self.settings.model_dump(mode="json", exclude=CHANGEABLE)
+        keys = [[task.name, [row.key for row in task.train]] for task in self.stages[: self.base_stages]]
+        return sha256(json.dumps([fixed, keys], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def base_stages(self) -> int:
+        """Stages that are not extensions."""
+        return len(self.stages) - len(self.settings.extensions)
+
+
+# Settings that may differ when a run is resumed, and what names or grows it.
+CHANGEABLE = {
+    "name", "description", "extensions", "data", "micro_batch_size", "evaluation_batch_size", "evaluation", "probe",
+    "log_every", "checkpoint_every", "device", "compile", "gradient_checkpointing",
+}  # fmt: skip
+
+
+def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
+    """Build everything that the settings name.
+
+    Args:
+        settings: of the run.
+        folder: where relative data paths are looked up after `settings.data` (the recipe's own folder).
+
+    Raises:
+        UsageError: any mistake in what was asked.
+    """
+    # A tokenizer's own threads slow the training threads down on small machines, and warn after a fork.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    mode = settings.strategy if settings.strategy in STREAM_MODES else "sequential"
+    name = "naive" if mode != "sequential" else settings.strategy
+    check_strategy(settings, name)
+    if mode != "sequential" and settings.extensions:
+        raise ConfigError(f"a {mode} run cannot be extended: it has no order of tasks; start a new run")
+
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    from perdure.models.adapters import tune
+    from perdure.models.load import load
+    from perdure.streams.encode import Encoder
+
+    torch.manual_seed(settings.seed)
+    language = load(settings.model)
+    limit = min(settings.max_length or language.max_length, language.max_length)
+    encoder = Encoder(language.tokenizer, limit)
+    places = (Path(settings.data) if settings.data else None, settings.seed, encoder, folder)
+    stream, facts = spec.build(settings.stream, *places)
+    for extension in settings.extensions:
+        if extension.name in stream.names:
+            raise ConfigError(f"the stream has a task {extension.name!r} already; give the new one another --name")
+        task, fact = spec.build_task(extension, *places, earlier=stream.tasks)
+        stream = stream.extend(task)
+        facts["tasks"] += fact["tasks"]
+    probe = spec.build_task(_probe_spec(settings), *places)[0].train
+    model = tune(language.model, settings.tuning, **settings.lora.model_dump())
+    stages = tuple(stream.joint() if mode == "joint" else stream)
+    strategy = build(name, with_capacity(settings.continual_strategy, sum(len(task.train) for task in stages)))
+    return Plan(settings, language, model, encoder, stream, stages, mode, strategy, tuple(probe), facts)
+
+
+def check_strategy(settings: RunSettings, name: str) -> None:
+    """Refuse unknown strategies and settings before anything is loaded."""
+    for key in settings.continual_strategy:
+        if key not in STRATEGIES:
+            build(key)
+    build(name, with_capacity(settings.continual_strategy, 100))
+
+
+def with_capacity(settings: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, dict[str, Any]]:
+    """Strategy settings in which a capacity given as a share ("5%") is the number of rows it comes to."""
+    resolved = {name: dict(values) for name, values in settings.items()}
+    for name, values in resolved.items():
+        share = values.get("capacity")
+        if isinstance(share, str) and share.strip().endswith("%"):
+            try:
+                part = float(share.strip()[:-1]) / 100
+            except ValueError:
+                part = -1.0
+            if not 0 < part <= 1:
+                raise ConfigError(f'{name}.capacity: a share must be above 0% and at most 100%, got "{share}"')
+            values["capacity"] = max(1, int(part * rows))
+    return resolved
+
+
+def _probe_spec(settings: RunSettings) -> spec.TaskSpec:
+    """The general probe's rows: the settings' own, or nano's set where none is given."""
+    from perdure.models.load import NANO
+
+    own = settings.probe or spec.TaskSpec(name="general probe", train=str(NANO / "probe.jsonl"))
+    return own.model_copy(update={"holdout": 0})
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Threads and processor, which floating-point results depend on."""
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {"threads": torch.get_num_threads(), "processor": processor, "system": platform.system()}

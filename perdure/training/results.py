@@ -1,0 +1,43 @@
+"""The summary of a run: scores with their direction, by task, and what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from perdure.config import FORMAT
+from perdure.evaluation.matrix import ScoreMatrix
+from perdure.evaluation.score import HIGHER_IS_BETTER, MAIN
+from perdure.storage import plain, write_json
+
+
+def main_metric(matrices: Mapping[str, ScoreMatrix]) -> str:
+    """The metric that stands for a language model: exact match where it was measured, else loss."""
+    return next((name for name in MAIN["causal_lm"] if name in matrices), "loss")
+
+
+def new_matrix(metric: str) -> ScoreMatrix:
+    """An empty matrix of a metric whose direction is known."""
+    return ScoreMatrix(metric, HIGHER_IS_BETTER[metric])
+
+
+def write_scores(folder: Path, matrices: Mapping[str, ScoreMatrix]) -> None:
+    """One CSV a metric: scores.csv for the main one, scores_<metric>.csv for the others."""
+    main = main_metric(matrices)
+    for name, matrix in matrices.items():
+        matrix.to_csv(folder / ("scores.csv" if name == main else f"scores_{name}.csv"))
+
+
+def write_results(folder: Path, facts: Mapping[str, Any], matrices: Mapping[str, ScoreMatrix]) -> dict[str, Any]:
+    """results.json; returns what was written."""
+    results = {
+        "format": FORMAT,
+        **facts,
+        "main_metric": main_metric(matrices),
+        "metrics": {name: matrix.summary() for name, matrix in matrices.items()},
+        "scores": {name: matrix.to_dict() for name, matrix in matrices.items()},
+    }
+    results = plain(results)
+    write_json(folder / "results.json", results)
+    return results

@@ -1,0 +1,33 @@
+"""All settings of a run: what a recipe and a run's config.yaml hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from perdure.config import FORMAT, EvaluationSettings, LoraSettings, TrainingSettings
+from perdure.streams.spec import StreamSpec, TaskSpec
+
+
+class RunSettings(TrainingSettings):
+    """A whole run: model, stream, strategy, training, evaluation."""
+
+    format: int = FORMAT
+    name: str | None = None
+    description: str = ""
+    model: str = "nano"
+    tuning: Literal["full", "lora"] = "full"
+    lora: LoraSettings = LoraSettings()
+    strategy: str = "naive"
+    stream: StreamSpec
+    extensions: tuple[TaskSpec, ...] = ()
+    probe: TaskSpec | None = None
+    epochs: int = Field(1, ge=1)
+    max_length: int | None = Field(None, ge=8)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    seed: int = Field(0, ge=0)
+    data: str | None = None
+    log_every: int = Field(1, ge=1)
+    checkpoint_every: int | None = Field(None, ge=1)
