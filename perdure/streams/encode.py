@@ -99,7 +99,7 @@ class Encoder:
         return torch.tensor(ids[:end], dtype=torch.int64)  # type: ignore[return-value]
 
     def reference(self, example: Example) -> str:
-        """Text of the last learnt stretch (the answer, the last assistant turn) without end tokens and outer space."""
+        """Text of the last learnt stretch (the answer, the last assistant turn), without end and outer space."""
         texts: list[str] = []
         for segment in reversed(example.segments):
             if segment.learn:

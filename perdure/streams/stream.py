@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from perdure.errors import ConfigError, DataError, unknown_name
+from perdure.order import take, uniform
 from perdure.types import Example, Task
 
 JOINT = "joint"
@@ -95,3 +96,20 @@ def disjoint(tasks: Sequence[Task]) -> tuple[list[Task], dict[str, int]]:
         counts[task.name] = len(task.train) - len(train)
         kept.append(replace(task, train=train) if counts[task.name] else task)
     return kept, counts
+
+
+def hold_out(
+    examples: Sequence[Example], holdout: float | int, seed: int, name: str
+) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples, by key hash.
+
+    A share decides for each row alone, so that a new row never moves another; a number takes the rows with the
+    smallest priorities.
+    """
+    context = (seed, "split", name)
+    if isinstance(holdout, float):
+        held = {example.key for example in examples if uniform(*context, key=example.key) < holdout}
+    else:
+        held = {example.key for example in take(examples, holdout, *context, key=lambda example: example.key)}
+    train = [example for example in examples if example.key not in held]
+    return train, [example for example in examples if example.key in held]

@@ -47,7 +47,7 @@ class Template:
 
     @classmethod
     def of(cls, config: Mapping[str, str] | Sequence[Mapping[str, Any]]) -> Template:
-        """From `{prompt, answer}` and perhaps `context` (in front, may be cut), or from pieces `{text, learn, cut}`."""
+        """From `{prompt, answer}` and perhaps `context` (in front, may be cut), or pieces `{text, learn, cut}`."""
         if not isinstance(config, Mapping):
             return cls(tuple(Segment(p["text"], p.get("learn", False), p.get("cut", False)) for p in config))
         context = (Segment(config["context"], cut=True),) if config.get("context") else ()
@@ -168,12 +168,12 @@ def _messages(row: Row) -> list[dict[str, str]]:
     hint = 'It must be [{"role": "user", "content": "…"}, …].'
     if not isinstance(raw, list) or not raw:
         raise DataError(f"{row.place}: `messages` is not a list of turns. {hint}")
-    messages = []
+    messages: list[dict[str, str]] = []
     for i, message in enumerate(raw):
-        turn = {k: message.get(k) for k in ("role", "content")} if isinstance(message, Mapping) else {}
-        if not turn or not all(isinstance(text, str) for text in turn.values()):
+        turn = {k: message.get(k) for k in ("role", "content")} if isinstance(message, Mapping) else {"role": None}
+        if not all(isinstance(text, str) for text in turn.values()):
             raise DataError(f"{row.place}: messages[{i}] lacks a text as role or content. {hint}")
-        messages.append(turn)
+        messages.append({name: str(text) for name, text in turn.items()})
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
     if last is None:
         raise DataError(f"{row.place}: `messages` has no assistant turn, so nothing is learnt. Leave the row out.")
@@ -287,8 +287,8 @@ def _placeholders(pattern: str) -> list[tuple[str, str | None]]:
     for _, name, form, conversion in parsed:
         if name is not None and (form or conversion or not name.strip() or any(c in name for c in ".[]{}")):
             raise ConfigError(
-                f"template: {pattern!r} must name plain columns, as in {{question}}: no index, attribute, conversion "
-                f"or format; write a literal brace twice."
+                f"template: {pattern!r} must name plain columns, as in {{question}}: no index, attribute, "
+                f"conversion or format; write a literal brace twice."
             )
     return [(text, name) for text, name, _, _ in parsed]
 

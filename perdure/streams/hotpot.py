@@ -1,0 +1,100 @@
+"""Rows before their text is made: preparations for data sets whose columns are not plain text, and selection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from perdure.errors import DataError
+from perdure.streams.sources import Row
+
+
+def hotpot(row: Row) -> Row | None:
+    """HotpotQA: add `support`, the supporting sentences in the order of the context, one titled line a paragraph.
+
+    Takes `context` and `supporting_facts` as lists of pairs (the authors' files) or as dicts of lists (the hub).
+    A row of which no supporting sentence is in its context gives None.
+    """
+    try:
+        context = _pairs(row.values["context"], "title", "sentences")
+        facts = _pairs(row.values["supporting_facts"], "title", "sent_id")
+        wanted = {(str(title), int(number)) for title, number in facts}
+        lines = []
+        for title, sentences in context:
+            chosen = [str(text).strip() for i, text in enumerate(sentences) if (title, i) in wanted]
+            if chosen:
+                lines.append(f"{title}: {' '.join(chosen)}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{row.place}: not a HotpotQA row ({type(error).__name__}: {error}). `prepare: hotpot` needs `context` "
+            f"(title and sentences) and `supporting_facts` (title and sentence number)."
+        ) from error
+    return replace(row, values={**row.values, "support": "\n".join(lines)}) if lines else None
+
+
+def _pairs(value: Any, first: str, second: str) -> list[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return list(zip(value[first], value[second], strict=True))
+    return [(a, b) for a, b in value]
+
+
+def math(row: Row) -> Row | None:
+    """MATH: `level` as an integer ("Level 3" on the hub; None for "Level ?"), `answer` from the solution's box."""
+    values = dict(row.values)
+    if not isinstance(values.get("problem"), str) or not isinstance(values.get("solution"), str):
+        raise DataError(f"{row.place}: not a MATH row. `prepare: math` needs `problem` and `solution`.")
+    digits = re.search(r"\d+", str(values.get("level", "")))
+    values["level"] = int(digits.group()) if digits else None
+    if values.get("answer") is None and (answer := boxed(values["solution"])):
+        values["answer"] = answer
+    return replace(row, values=values)
+
+
+def boxed(solution: str) -> str | None:
+    r"""The content of the last `\boxed{…}`, with balanced braces; None without one."""
+    start = solution.rfind(r"\boxed{")
+    if start < 0:
+        return None
+    start += len(r"\boxed{")
+    depth = 1
+    for i in range(start, len(solution)):
+        depth += {"{": 1, "}": -1}.get(solution[i], 0)
+        if not depth:
+            return solution[start:i]
+    return None
+
+
+def none(row: Row) -> Row | None:
+    """The row as it is."""
+    return row
+
+
+PREPARATIONS: dict[str, Callable[[Row], Row | None]] = {"none": none, "hotpot": hotpot, "math": math}
+
+
+def prepare(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows after the named preparation, without those that it leaves out."""
+    return [row for row in map(PREPARATIONS[name], rows) if row is not None]
+
+
+def select(rows: Sequence[Row], where: Mapping[str, Any]) -> list[Row]:
+    """The rows whose columns have the wanted values.
+
+    Raises:
+        DataError: a row lacks such a column, or none has the value.
+    """
+    chosen = list(rows)
+    for column, wanted in where.items():
+        for row in chosen:
+            if column not in row.values:
+                known = ", ".join(map(repr, row.values))
+                raise DataError(f"{row.place}: no column {column!r}, which `where` names. The row has: {known}.")
+        # A CSV file holds texts only, so 3 and "3" are the same here.
+        left = [row for row in chosen if str(row.values[column]) == str(wanted)]
+        if chosen and not left:
+            seen = ", ".join(sorted({repr(row.values[column]) for row in chosen})[:10])
+            raise DataError(f"{chosen[0].file}: no row has {column} = {wanted!r} (`where`). Values there: {seen}.")
+        chosen = left
+    return chosen

@@ -1,0 +1,301 @@
+"""A stream's settings, as they stand in a recipe, and the stream that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
+
+from perdure.errors import DataError, unknown_name
+from perdure.order import arrange
+from perdure.streams.encode import Encoder
+from perdure.streams import arena
+from perdure.streams.arena import KINDS
+from perdure.streams.hotpot import PREPARATIONS, prepare, select
+from perdure.streams.sources import is_hub_name, read_rows
+from perdure.streams.stream import Stream, hold_out, text_of
+from perdure.streams.text import Template, to_examples
+from perdure.types import Example, Segment, Task
+
+HOLDOUT = 0.1
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PieceSpec(_Settings):
+    """A piece of a template."""
+
+    text: str
+    learn: StrictBool = False
+    cut: StrictBool = False
+
+
+class TemplateSpec(_Settings):
+    """A template of prompt and answer; the context stands in front and is shortened first."""
+
+    answer: str
+    prompt: str = ""
+    context: str = ""
+
+
+class TaskSpec(_Settings):
+    """One task from data."""
+
+    name: str = Field(min_length=1)
+    train: str = Field(min_length=1, description="data file, datasets folder, or hub name owner/name[:config]")
+    evaluation: str | None = Field(None, description="the same; without it rows are held out of `train`")
+    holdout: float | int | None = Field(None, ge=0, description="share or number of rows held out by key hash")
+    split: str | None = Field(None, description="split of a `train` that has several")
+    evaluation_split: str | None = Field(None, description="split of an `evaluation` that has several")
+    prepare: str = Field("none", description="named preparation of the rows")
+    template: TemplateSpec | Annotated[list[PieceSpec], Field(min_length=1)] | None = None
+    where: dict[str, Any] = Field(default_factory=dict, description="keep rows whose columns have these values")
+    key: str | None = Field(None, description="column that names a row; default: id, else a hash of the row")
+    train_rows: int | None = Field(None, ge=1, description="most training rows")
+    evaluation_rows: int | None = Field(None, ge=1, description="most evaluation rows")
+    answer_tokens: int | None = Field(None, ge=2, description="most learnt tokens of a row, its end counted")
+
+    @field_validator("prepare")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in PREPARATIONS:
+            raise ValueError(unknown_name("preparation", value, PREPARATIONS))
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _well_formed(cls, value: Any) -> Any:
+        if value is not None:
+            template_of(value)
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> TaskSpec:
+        if isinstance(self.holdout, float) and self.holdout >= 1:
+            raise ValueError(f"holdout is a share below 1 or a whole number of rows, got {self.holdout}")
+        if self.evaluation is not None and self.holdout:
+            raise ValueError("holdout and evaluation exclude each other: give one of them")
+        if self.evaluation is None and self.evaluation_split is not None:
+            raise ValueError("evaluation_split needs evaluation: name the source that has the split")
+        return self
+
+
+class ArenaSpec(_Settings):
+    """The arena's generated tasks."""
+
+    kinds: tuple[str, ...] = Field(KINDS, min_length=1)
+    train_rows: int = Field(300, ge=1)
+    evaluation_rows: int = Field(100, ge=0)
+
+    @field_validator("kinds")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for kind in value:
+            if kind not in KINDS:
+                raise ValueError(unknown_name("arena kind", kind, KINDS))
+        if len(set(value)) < len(value):
+            raise ValueError(f"kinds must differ, got {list(value)}")
+        return value
+
+
+class StreamSpec(_Settings):
+    """A stream: tasks from data, or the arena's."""
+
+    tasks: tuple[TaskSpec, ...] | None = Field(None, min_length=1)
+    arena: ArenaSpec | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> StreamSpec:
+        if (self.tasks is None) == (self.arena is None):
+            raise ValueError("give either tasks (a list of data sources) or arena (generated tasks)")
+        names = [task.name for task in self.tasks or ()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"task names must differ, but {twice} stand(s) more than once")
+        return self
+
+
+def template_of(spec: TemplateSpec | Sequence[PieceSpec]) -> Template:
+    """The template that its settings describe."""
+    if isinstance(spec, TemplateSpec):
+        return Template.of(spec.model_dump())
+    return Template.of([piece.model_dump() for piece in spec])
+
+
+def build(
+    spec: StreamSpec, data_dir: str | Path | None, seed: int, encoder: Encoder, base: str | Path | None = None
+) -> tuple[Stream, dict[str, Any]]:
+    """The stream that the settings describe, encoded, and the facts about its data as plain values.
+
+    Args:
+        spec: the settings.
+        data_dir: where relative paths are looked up first, if given.
+        seed: of splits, caps and generated tasks.
+        encoder: its answer limit holds for tasks that set none.
+        base: the recipe's folder, where relative paths are looked up next; the current folder comes last.
+
+    Raises:
+        DataError: a source is missing, malformed, or leaves a task without training rows.
+    """
+    if spec.arena is not None:
+        drafts = _arena(spec.arena, seed, encoder)
+    else:
+        places = [Path(place) for place in (data_dir, base) if place is not None]
+        drafts = [_Draft.load(task, places, seed, encoder) for task in spec.tasks or ()]
+    return _assemble(drafts, (), seed)
+
+
+def build_task(
+    spec: TaskSpec,
+    data_dir: str | Path | None,
+    seed: int,
+    encoder: Encoder,
+    base: str | Path | None = None,
+    earlier: Sequence[Task] = (),
+) -> tuple[Task, dict[str, Any]]:
+    """One more task, for a stream that has been trained already; as in `build`.
+
+    Rows that stand in the evaluation of an `earlier` task are not trained on, and rows that an earlier task was
+    trained on are not evaluated.
+    """
+    places = [Path(place) for place in (data_dir, base) if place is not None]
+    stream, facts = _assemble([_Draft.load(spec, places, seed, encoder)], earlier, seed)
+    return stream.tasks[0], facts
+
+
+class _Draft:
+    """A task between its rows and its encoded examples."""
+
+    def __init__(
+        self,
+        name: str,
+        train: Sequence[Example],
+        evaluation: Sequence[Example],
+        caps: tuple[int | None, int | None],
+        encoder: Encoder,
+        facts: dict[str, Any],
+    ) -> None:
+        self.name, self.train, self.evaluation, self.facts = name, train, evaluation, facts
+        self.train_rows, self.evaluation_rows = caps
+        self.encoders = {"train": encoder.limited(encoder.answer_limit)}
+        self.encoders["evaluation"] = encoder.limited(encoder.answer_limit)
+
+    @classmethod
+    def load(cls, spec: TaskSpec, places: Sequence[Path], seed: int, encoder: Encoder) -> _Draft:
+        facts: dict[str, Any] = {"sources": {}, "train": {}, "evaluation": {}}
+
+        def read(source: str, part: str, split: str | None, prefer: tuple[str, ...]) -> list[Example]:
+            rows = read_rows(locate(source, places), split=split, prefer=prefer)
+            facts["sources"].update(rows.origins)
+            facts[part]["rows"] = len(rows)
+            prepared = prepare(rows, spec.prepare)
+            selected = select(prepared, spec.where)
+            facts[part]["unprepared"] = len(rows) - len(prepared)
+            facts[part]["filtered"] = len(prepared) - len(selected)
+            examples, facts[part]["duplicates"] = to_examples(
+                selected,
+                task=spec.name,
+                template=None if spec.template is None else template_of(spec.template),
+                key=spec.key,
+                tokenizer=encoder.tokenizer,
+            )
+            return examples
+
+        train = read(spec.train, "train", spec.split, ("train",))
+        if spec.evaluation is not None:
+            held = read(spec.evaluation, "evaluation", spec.evaluation_split, ("test", "validation", "dev"))
+        else:
+            train, held = hold_out(train, HOLDOUT if spec.holdout is None else spec.holdout, seed, spec.name)
+            facts["evaluation"]["rows"] = facts["train"]["held_out"] = len(held)
+        limited = encoder if spec.answer_tokens is None else encoder.limited(spec.answer_tokens)
+        return cls(spec.name, train, held, (spec.train_rows, spec.evaluation_rows), limited, facts)
+
+    def choose(self, part: str, seed: int, banned: Callable[[str], bool]) -> list[Example]:
+        """The encoded examples of a part, capped by key hash; one that does not fit is replaced by the next."""
+        examples: Sequence[Example] = getattr(self, part)
+        cap: int | None = getattr(self, f"{part}_rows")
+        allowed = [example for example in examples if not banned(text_of(example))]
+        facts = self.facts[part]
+        facts["overlapping"] = len(examples) - len(allowed)
+        encoder = self.encoders[part]
+        kept: dict[str, Example] = {}
+        waiting = arrange(allowed, seed, f"{part}-cap", self.name, key=lambda example: example.key)
+        while waiting and (cap is None or len(kept) < cap):
+            count = len(waiting) if cap is None else cap - len(kept)
+            batch, waiting = waiting[:count], waiting[count:]
+            kept.update({example.key: example for example in encoder.encode_many(batch) if example is not None})
+        facts.update(encoder.report())
+        facts["asked"] = cap
+        return [kept[example.key] for example in allowed if example.key in kept]
+
+
+def _assemble(drafts: Sequence[_Draft], earlier: Sequence[Task], seed: int) -> tuple[Stream, dict[str, Any]]:
+    """Evaluation rows first, for no training row may be one of them, of whatever task."""
+    trained = {text_of(example) for task in earlier for example in task.train} - {""}
+    held = [draft.choose("evaluation", seed, lambda text: text in trained) for draft in drafts]
+    scored = [*held, *(task.evaluation for task in earlier)]
+    texts = {text_of(example) for examples in scored for example in examples} - {""}
+    tasks, facts = [], []
+    for draft, evaluation in zip(drafts, held, strict=True):
+        train = draft.choose("train", seed, lambda text: text in texts)
+        if not train:
+            raise DataError(f"task {draft.name!r} has no training rows left: {_why(draft.facts['train'])}.")
+        tasks.append(Task(draft.name, train, evaluation))
+        facts.append({"name": draft.name, **draft.facts, "notes": _notes(draft)})
+    return Stream(tasks), {"tasks": facts}
+
+
+def _why(facts: Mapping[str, Any]) -> str:
+    reasons = [f"{count} {reason}" for reason, count in facts["left_out"].items()]
+    reasons += [f"{facts['overlapping']} also stand in an evaluation"] if facts["overlapping"] else []
+    return f"of {facts['rows']} rows read, " + (", ".join(reasons) or "all were held out or filtered")
+
+
+def _notes(draft: _Draft) -> list[str]:
+    """What the user asked for and did not get, in words."""
+    return [
+        f"task {draft.name}: {facts['kept']} {part} rows, {facts['asked']} were asked for ({_why(facts)})"
+        for part in ("train", "evaluation")
+        if (facts := draft.facts[part])["asked"] is not None and facts["kept"] < facts["asked"]
+    ]
+
+
+def locate(source: str, places: Sequence[Path]) -> str | Path:
+    """Where a source stands: in the first of the places, or the current folder, that has it; else a hub name.
+
+    Raises:
+        DataError: it is spelt like a file and is in none of them.
+    """
+    path = Path(source).expanduser()
+    tried = [path] if path.is_absolute() else [place / path for place in (*places, Path())]
+    for candidate in tried:
+        if candidate.exists():
+            return candidate
+    if is_hub_name(source):
+        return source
+    looked = ", ".join(map(str, dict.fromkeys(tried)))
+    raise DataError(
+        f"{source}: no such file or folder; looked for {looked}. Check the name, or name its folder with --data."
+    )
+
+
+def _arena(spec: ArenaSpec, seed: int, encoder: Encoder) -> list[_Draft]:
+    def example(item: arena.Item) -> Example:
+        segments = (Segment(item.prompt), Segment(item.answer, learn=True))
+        return Example(item.key, item.kind, segments, fields={"kind": item.kind, "level": item.level})
+
+    drafts = []
+    caps = (spec.train_rows, spec.evaluation_rows)
+    for kind in spec.kinds:
+        train, evaluation = ([example(item) for item in part] for part in arena.split(kind, *caps, seed))
+        facts: dict[str, Any] = {
+            "sources": {},
+            "train": {"rows": len(train), "duplicates": 0},
+            "evaluation": {"rows": len(evaluation), "duplicates": 0},
+        }
+        drafts.append(_Draft(kind, train, evaluation, caps, encoder, facts))
+    return drafts
