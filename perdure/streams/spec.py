@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, 
 
 from perdure.errors import DataError, unknown_name
 from perdure.order import arrange
-from perdure.streams.encode import Encoder
 from perdure.streams import arena
 from perdure.streams.arena import KINDS
+from perdure.streams.encode import Encoder
 from perdure.streams.hotpot import PREPARATIONS, prepare, select
 from perdure.streams.sources import is_hub_name, read_rows
 from perdure.streams.stream import Stream, hold_out, text_of

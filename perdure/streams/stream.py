@@ -78,7 +78,7 @@ class Stream:
 
 def text_of(example: Example) -> str:
     """An example's text as it is compared: case and runs of white space do not count."""
-    return " ".join("".join(segment.text for segment in example.segments).casefold().split())
+    return " ".join(" ".join(segment.text for segment in example.segments).casefold().split())
 
 
 def disjoint(tasks: Sequence[Task]) -> tuple[list[Task], dict[str, int]]:
