@@ -137,7 +137,7 @@ class Encoder:
         flat = iter(
             self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         )
-        return [[list(next(flat)) for _ in example.segments] for example in examples]
+        return [[next(flat) for _ in example.segments] for example in examples]
 
     def _fit(self, example: Example, pieces: list[list[int]]) -> tuple[list[int], list[int], int] | None:
         """Ids, labels and how many tokens were cut; None where it does not fit.

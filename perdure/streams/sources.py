@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NoReturn
 
 from perdure.errors import DataError
 
-TEXT_SUFFIXES = (".jsonl", ".csv")
-SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+TEXT_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
+SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 HUB_TIMEOUT = 5.0  # seconds
 
@@ -263,7 +263,7 @@ def _read_parquet(path: Path) -> list[Row]:
     try:
         table = pyarrow.parquet.read_table(path, partitioning=None)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({_first_line(error)}). Write it again.") from error
+        raise DataError(f"{path}: not a readable parquet file ({_brief(error)}). Write it again.") from error
     return [Row(values, str(path), i) for i, values in enumerate(table.to_pylist(), 1)]
 
 
@@ -278,12 +278,20 @@ def _read_folder(
         else:
             data = _load_dataset(str(path), config, cache_dir)
     except Exception as error:  # the library raises many kinds, of which few have a common base
+        _name_malformed(path)
         inner = error.__cause__ or error
         raise DataError(
             f"{path}: neither a folder written by save_to_disk nor a folder of data files that can be read "
-            f"({type(inner).__name__}: {_first_line(inner)}). Give one of its files instead."
+            f"({type(inner).__name__}: {_brief(inner)}). Give one of its files instead."
         ) from error
     return _dataset_rows(data, str(path), split, prefer)
+
+
+def _name_malformed(folder: Path) -> None:
+    """Raise for the first text file of a folder that cannot be read: the library does not tell file and line."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name.lower().endswith(TEXT_SUFFIXES):
+            _read_file(file, Limits())
 
 
 def _read_hub(
@@ -316,9 +324,7 @@ def _read_hub(
             raise DataError(
                 f"{name}: not a local path, not downloaded before, and the hub cannot be reached. {way_out}"
             ) from error
-        raise DataError(
-            f"{name}: found on the hub, but it does not load ({_first_line(error)}). {way_out}"
-        ) from error
+        raise DataError(f"{name}: found on the hub, but it does not load ({_brief(error)}). {way_out}") from error
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = offline
     label = f"{name}:{config}" if config else name
@@ -355,5 +361,5 @@ def _dataset_rows(data: Any, label: str, split: str | None, prefer: Sequence[str
     return Rows([Row(v, label, i) for i, v in enumerate(data.to_list(), 1)], {label: data._fingerprint})
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+def _brief(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -49,6 +49,7 @@ class TaskSpec(_Settings):
     train: str = Field(min_length=1, description="data file, datasets folder, or hub name owner/name[:config]")
     evaluation: str | None = Field(None, description="the same; without it rows are held out of `train`")
     holdout: float | int | None = Field(None, ge=0, description="share or number of rows held out by key hash")
+    config: str | None = Field(None, description="configuration of a hub data set that has several")
     split: str | None = Field(None, description="split of a `train` that has several")
     evaluation_split: str | None = Field(None, description="split of an `evaluation` that has several")
     prepare: str = Field("none", description="named preparation of the rows")
@@ -189,7 +190,7 @@ class _Draft:
         facts: dict[str, Any] = {"sources": {}, "train": {}, "evaluation": {}}
 
         def read(source: str, part: str, split: str | None, prefer: tuple[str, ...]) -> list[Example]:
-            rows = read_rows(locate(source, places), split=split, prefer=prefer)
+            rows = read_rows(locate(source, places), split=split, config=spec.config, prefer=prefer)
             facts["sources"].update(rows.origins)
             facts[part]["rows"] = len(rows)
             prepared = prepare(rows, spec.prepare)

@@ -151,7 +151,18 @@ def test_a_folder_without_data_is_refused(tmp_path):
 
 def test_a_malformed_file_in_a_folder_is_an_error_in_words(tmp_path):
     write(tmp_path / "train.jsonl", '{"a": 1}\n{"a": \n')
-    with pytest.raises(DataError, match="Give one of its files instead"):
+    with pytest.raises(DataError, match=r"train\.jsonl:2: not JSON"):
+        read_rows(tmp_path, cache_dir=tmp_path / "cache")
+
+
+def test_a_folder_with_configurations(tmp_path):
+    names = ("one", "two")
+    card = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in names)
+    write(tmp_path / "README.md", f"---\nconfigs:\n{card}---\n")
+    for name in names:
+        write(tmp_path / f"{name}.jsonl", jsonl([{"name": name}]))
+    assert read_rows(tmp_path, config="two", cache_dir=tmp_path / "cache")[0].values == {"name": "two"}
+    with pytest.raises(DataError, match=r"Config name is missing.*one.*two"):
         read_rows(tmp_path, cache_dir=tmp_path / "cache")
 
 

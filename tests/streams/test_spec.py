@@ -147,6 +147,16 @@ def test_a_task_of_which_nothing_is_left_says_why(tmp_path, tokenizer):
         build(spec(holdout=0), tmp_path, 0, Encoder(tokenizer, 8))
 
 
+def test_messages_without_a_template(tmp_path, tokenizer):
+    talk = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    write(tmp_path, "train.jsonl", [{"id": "x", "messages": talk}])
+    encoder = Encoder(tokenizer, 64)
+    (example,) = build(spec(holdout=0), tmp_path, 0, encoder)[0]["t"].train
+    assert tokenizer.decode(example.x) == "User:\n2+2?\n\nAssistant:\n4<end>"
+    assert tokenizer.decode(example.y[example.y != IGNORE]) == "4<end>"
+    assert encoder.reference(example) == "4"
+
+
 def test_where_keeps_equal_values(tmp_path, tokenizer):
     write(tmp_path, "train.jsonl", [*rows(3, split="train", level=1), *rows(3, 3, split="dev", level=2)])
     encoder = Encoder(tokenizer, 64)
@@ -254,9 +264,8 @@ def test_the_shipped_recipe_on_the_real_data(shared, bitstories):
         assert max(int((example.y != IGNORE).sum()) for example in task.train) <= 256
     digest = facts["tasks"][0]["sources"][str(shared / "data" / "math_train.jsonl.gz")]
     assert digest == "e92003ecbfdca91bb2f49dd6aa95456888c90ad5b93d03349fb316bf76dfde9e"
-    assert (
-        encoder.reference(stream["math"].train[0]).endswith("dollars.") or stream["math"].train[0].fields["answer"]
-    )
+    example = stream["math"].train[0]
+    assert example.fields["answer"] in encoder.reference(example)
 
 
 def test_the_room_is_light_to_import():
