@@ -1,0 +1,259 @@
+"""Builds report.html, one file that opens offline, and the plots of a run folder."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import shlex
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import StorageError
+from perdure.report import words
+from perdure.report.read import Run, number, read_run, read_runs
+
+PAGE = "report.html"
+Table = dict[str, Any]
+
+
+def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
+    """Write one page about one run or several side by side.
+
+    Several runs also get `comparison.png` beside the page, for a README.
+
+    Args:
+        runs: run folders, finished or not.
+        out: the page's path; in a folder that exists it is called report.html.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RunError: a folder is no run folder; the message says why.
+        StorageError: the page cannot be written; an earlier one is intact.
+    """
+    out = Path(out)
+    out = out / PAGE if out.is_dir() else out
+    read = read_runs(runs)
+    context = _context(read)
+    if "comparison" in context:
+        _write(out.with_name("comparison.png"), context.pop("comparison"))
+    _write(out, render(context).encode("utf-8", "replace"))
+    return out
+
+
+def write_plots(run: Path | str) -> list[Path]:
+    """Write the figures of one run into its folder `plots`; returns their paths."""
+    from perdure.report import plots
+
+    read, folder = read_run(run), Path(run) / "plots"
+    figures: dict[str, bytes] = {}
+    for metric, scores in read.scores.items():
+        if scores.tasks:
+            name = re.sub(r"[^\w.-]", "_", metric)
+            figures[f"matrix_{name}.png"] = plots.heat_map([read], metric)
+            figures[f"curves_{name}.png"] = plots.curves([read], metric)
+            figures[f"forgetting_{name}.png"] = plots.lost([read], metric)
+    if read.steps:
+        figures["training_loss.png"] = plots.training_loss([read])
+    for name, content in figures.items():
+        _write(folder / name, content)
+    return [folder / name for name in figures]
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The page as HTML; every text is escaped, since names and settings come from data."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = resources.files("perdure.report").joinpath("page.html").read_text("utf-8")
+    return environment.from_string(template).render(context)
+
+
+def _context(runs: Sequence[Run]) -> dict[str, Any]:
+    from perdure.report import plots
+
+    context: dict[str, Any] = {
+        "title": ", ".join(run.name for run in runs),
+        "sentences": words.sentences(runs),
+        "runs": _table("Runs", ["run", *FACTS], ([run.name, *_facts(run)] for run in runs)),
+        "metrics": [],
+        "training": None,
+        "probe": _probe(runs),
+        "replay": _replay(runs),
+        "data": _once((run.name, _data(run)) for run in runs),
+        "versions": _once((run.name, run.results.get("versions") or {}) for run in runs),
+        "configs": [(run.name, run.config) for run in runs if run.config],
+        "commands": [_again(run) for run in runs],
+    }
+    for metric in dict.fromkeys(metric for run in runs for metric in run.scores):
+        some = [run for run in runs if metric in run.scores and run.scores[metric].tasks]
+        if not some:
+            continue
+        figures = []
+        if len(some) > 1 and not context["metrics"]:
+            context["comparison"] = plots.comparison(some, metric)
+            figures.append(_figure(context["comparison"], "The runs compared", metric, some))
+        figures += [
+            _figure(plots.heat_map(some, metric), "Score matrix", metric, some),
+            _figure(plots.curves(some, metric), "Scores over the stream", metric, some),
+            _figure(plots.lost(some, metric), "Scores when learnt and at the end", metric, some),
+        ]
+        context["metrics"].append(
+            {
+                "name": words.label(metric),
+                "direction": words.direction(some[0].scores[metric].higher_is_better),
+                "figures": figures,
+                "summary": _summary(some, metric),
+                "tasks": _tasks(some, metric),
+            }
+        )
+    trained = [run for run in runs if run.steps]
+    if trained:
+        context["training"] = _figure(plots.training_loss(trained), "Training loss", "loss", trained)
+    return context
+
+
+FACTS = ("strategy", "model", "tuning", "seed", "trained parameters", "steps", "time", "tokens/s", "state")
+
+
+def _facts(run: Run) -> list[str]:
+    results = run.results
+    parameters = results.get("parameters") or {}
+    trainable, total = parameters.get("trainable"), parameters.get("total")
+    share = f" ({words.percent(trainable / total)})" if trainable is not None and total else ""
+    speeds = [float(s["tokens_per_second"]) for s in run.steps if s.get("tokens_per_second") is not None]
+    return [
+        *(str(results.get(key, "–")) for key in ("strategy", "model", "tuning", "seed")),
+        words.count(trainable) + share,
+        words.count(results.get("steps", run.steps[-1]["step"] if run.steps else None)),
+        words.duration(results.get("seconds")),
+        words.count(round(statistics.median(speeds))) if speeds else "–",
+        "finished" if run.finished else "not finished",
+    ]
+
+
+def _summary(runs: Sequence[Run], metric: str) -> Table:
+    higher = runs[0].scores[metric].higher_is_better
+    keys = [key for key in words.COLUMNS if any(run.summaries[metric].get(key) is not None for run in runs)]
+    return _table(
+        f"{words.label(metric)} of each run",
+        ["run", *(f"{words.COLUMNS[key]} {words.arrow(key, higher)}" for key in keys)],
+        (
+            [run.name, *(words.of_summary(metric, key, number(run.summaries[metric].get(key))) for key in keys)]
+            for run in runs
+        ),
+    )
+
+
+def _tasks(runs: Sequence[Run], metric: str) -> Table:
+    rows = []
+    for run in runs:
+        scores = run.scores[metric]
+        for i, task in enumerate(scores.tasks):
+            values = [scores.before(i), scores.learnt(i), scores.final(i)]
+            change = words.value(metric, values[2] - values[1], signed=True)
+            name = [run.name] if len(runs) > 1 else []
+            rows.append([task, *name, *(words.value(metric, x) for x in values), change])
+    name = ["run"] if len(runs) > 1 else []
+    head = ["task", *name, "before training", "when learnt", "at the end", "change since learnt"]
+    order = {task: i for i, task in enumerate(dict.fromkeys(row[0] for row in rows))}
+    return _table(f"{words.label(metric)} of each task", head, sorted(rows, key=lambda row: order[row[0]]))
+
+
+def _probe(runs: Sequence[Run]) -> Table | None:
+    rows = []
+    for run in runs:
+        for metric, values in run.probe.items():
+            if values:
+                first, last = values[0], values[-1]
+                change = words.value(metric, last - first, signed=True)
+                row = [words.value(metric, first), words.value(metric, last), change]
+                rows.append([run.name, words.label(metric), *row])
+    head = ["run", "metric", "before training", "at the end", "change"]
+    return _table("General probe", head, rows) if rows else None
+
+
+def _replay(runs: Sequence[Run]) -> Table | None:
+    rows = []
+    for run in runs:
+        if shares := run.results.get("replay"):
+            rows.append(
+                [
+                    run.name,
+                    words.count(shares.get("rows")),
+                    words.percent(shares.get("row_share")),
+                    words.count(shares.get("targets")),
+                    words.percent(shares.get("target_share")),
+                ]
+            )
+    head = ["run", "replayed rows", "of all rows", "replayed targets", "of all targets"]
+    return _table("Replay", head, rows) if rows else None
+
+
+def _data(run: Run) -> Table | None:
+    data = run.results.get("data") or {}
+    columns = list(dict.fromkeys(key for counts in data.values() for key in counts))
+    rows = [[task, *(_plain(counts.get(key)) for key in columns)] for task, counts in data.items()]
+    return _table("Rows of each task", ["task", *(words.label(key) for key in columns)], rows) if rows else None
+
+
+def _once(named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """What several runs have in common is shown once, under all their names."""
+    shown: list[tuple[list[str], Any]] = []
+    for name, value in named:
+        same = next((names for names, other in shown if other == value), None)
+        if same is not None:
+            same.append(name)
+        elif value:
+            shown.append(([name], value))
+    return [(", ".join(names), value) for names, value in shown]
+
+
+def _again(run: Run) -> str:
+    """The command that makes the run again, as the run states it or from its settings."""
+    stated = run.results.get("command")
+    if isinstance(stated, str) and stated:
+        return stated
+    return shlex.join(["perdure", "run", str(run.path / "config.yaml"), "--out", f"{run.path}-again"])
+
+
+def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    return {"caption": caption[:1].upper() + caption[1:], "head": list(head), "rows": [list(row) for row in rows]}
+
+
+def _figure(content: bytes, what: str, metric: str, runs: Sequence[Run]) -> dict[str, Any]:
+    names = ", ".join(run.name for run in runs)
+    return {
+        "src": "data:image/png;base64," + base64.b64encode(content).decode("ascii"),
+        "alt": f"{what}: {words.label(metric)} of {names}. The tables on this page hold the numbers.",
+        "width": int.from_bytes(content[16:20], "big"),  # as the PNG's header says
+        "height": int.from_bytes(content[20:24], "big"),
+    }
+
+
+def _plain(value: Any) -> str:
+    return words.count(value) if isinstance(value, int) or value is None else str(value)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write aside, sync, rename: a reader sees the old file or the new one."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise StorageError(f"could not write {path}: {error.strerror or error}") from error

@@ -1,0 +1,290 @@
+"""Reads run folders into plain values; knows no model, so that a report needs only what a run left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import RunError
+
+FORMAT = 1
+RESULTS, EVENTS, CONFIG = "results.json", "metrics.jsonl", "config.yaml"
+# Only asked where a run left no results.json, which states the direction of every metric.
+LOWER_IS_BETTER = ("loss", "error", "rmse", "mse", "mae", "perplexity")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The score matrix of one metric: `values` is [rows, T] with NaN where nothing was measured.
+
+    Row 0 is before training, row t after `stages[t - 1]`; columns are `tasks`.
+    """
+
+    metric: str
+    higher_is_better: bool
+    tasks: tuple[str, ...]
+    stages: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+
+    def trained(self, task: int) -> int | None:
+        """The row after the stage that trained a task; a lone stage with no task's name trained them all."""
+        if self.tasks[task] in self.stages:
+            return self.stages.index(self.tasks[task]) + 1
+        return 1 if len(self.stages) == 1 and self.stages[0] not in self.tasks else None
+
+    def before(self, task: int) -> float:
+        """Score before any training."""
+        return self.values[0][task]
+
+    def learnt(self, task: int) -> float:
+        """Score after its own training; NaN if it was not trained yet."""
+        row = self.trained(task)
+        return math.nan if row is None else self.values[row][task]
+
+    def final(self, task: int) -> float:
+        """Score in the last row."""
+        return self.values[-1][task]
+
+    def mean_seen(self) -> list[float]:
+        """Mean score over the tasks trained so far, for rows 1 and up."""
+        rows = [self.trained(i) for i in range(len(self.tasks))]
+        return [
+            mean(self.values[t][i] for i, row in enumerate(rows) if row is not None and row <= t)
+            for t in range(1, len(self.values))
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder. What an unfinished run has not written yet is empty."""
+
+    path: Path
+    name: str
+    results: Mapping[str, Any]
+    scores: Mapping[str, Scores]
+    summaries: Mapping[str, Mapping[str, Any]]
+    steps: tuple[Mapping[str, Any], ...] = ()
+    evaluations: tuple[Mapping[str, Any], ...] = ()
+    probe: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    config: str = ""
+    unreadable: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run says that it reached its end."""
+        return bool(self.results.get("finished"))
+
+    @property
+    def strategy(self) -> str:
+        """Name of the strategy, or of the stream where that is joint or isolated."""
+        return str(self.results.get("strategy", ""))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in order."""
+        names: dict[str, None] = dict.fromkeys(str(task) for task in self.results.get("tasks") or ())
+        for scores in self.scores.values():
+            names.update(dict.fromkeys(scores.tasks))
+        return tuple(names)
+
+    def boundaries(self) -> list[tuple[str, int]]:
+        """Each stage's name and the step at which it ended (so far), in order."""
+        ends: dict[int, int] = {}
+        names: dict[int, dict[str, None]] = {}
+        for event in self.steps:
+            stage = event.get("stage")
+            if isinstance(stage, int):
+                ends[stage] = max(ends.get(stage, 0), event["step"])
+                names.setdefault(stage, {})[str(event.get("task", ""))] = None
+        stages = next((scores.stages for scores in self.scores.values()), ())
+        return [
+            (
+                stages[stage - 1] if 1 <= stage <= len(stages) else _stage_name(names[stage], stage),
+                ends[stage],
+            )
+            for stage in sorted(ends)
+        ]
+
+
+def read_runs(paths: Iterable[Path | str]) -> list[Run]:
+    """Read several run folders and give each a name of its own; see `read_run`."""
+    runs = [read_run(path) for path in paths]
+    if not runs:
+        raise RunError("no run folder was given; name at least one, for instance runs/demo/naive")
+    names = [run.name for run in runs]
+    taken: set[str] = set()
+    for i, run in enumerate(runs):
+        name = run.name
+        if names.count(name) > 1:
+            resolved = run.path.resolve()
+            name = f"{resolved.parent.name}/{resolved.name}"
+        label, copy = name, 2
+        while label in taken:
+            label, copy = f"{name} ({copy})", copy + 1
+        taken.add(label)
+        runs[i] = replace(run, name=label)
+    return runs
+
+
+def read_run(path: Path | str) -> Run:
+    """Read one run folder, finished or not.
+
+    Raises:
+        RunError: it is no run folder, or its results are of a newer format or not as perdure writes them.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        what = "is a file, not a run folder" if path.exists() else "does not exist"
+        raise RunError(f"{path} {what}; give the folder that --out named")
+    if not any((path / name).is_file() for name in (RESULTS, EVENTS)):
+        inside = sorted(p.name for p in path.iterdir() if any((p / name).is_file() for name in (RESULTS, EVENTS)))
+        hint = f" It holds runs: give them by name ({', '.join(inside[:5])})." if inside else ""
+        raise RunError(f"{path} is not a run folder: it has neither {RESULTS} nor {EVENTS}.{hint}")
+    results = _read_results(path / RESULTS)
+    events, unreadable = _read_events(path / EVENTS)
+    try:
+        return _build(path, results, events, unreadable)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise RunError(
+            f"{path / RESULTS} is not as perdure writes it ({error!r}); rebuild it from the run"
+        ) from error
+
+
+def number(value: Any) -> float:
+    """A float from JSON, where null is NaN and an infinity is its name."""
+    return math.nan if value is None else float(value)
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean over what was measured; NaN over nothing."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _build(path: Path, results: dict[str, Any], events: list[dict[str, Any]], unreadable: int) -> Run:
+    steps = _latest(event for event in events if event.get("event") == "step")
+    evaluations = tuple(event for event in events if event.get("event") == "evaluation")
+    scores = {
+        metric: Scores(
+            metric,
+            bool(state["higher_is_better"]),
+            tuple(str(task) for task in state["tasks"]),
+            tuple(str(stage) for stage in state["stages"]),
+            tuple(tuple(number(value) for value in row) for row in state["values"]),
+        )
+        for metric, state in (results.get("scores") or {}).items()
+    } or _scores_from_events(steps, evaluations)
+    for table in scores.values():
+        if len(table.values) != len(table.stages) + 1 or any(len(r) != len(table.tasks) for r in table.values):
+            raise ValueError(f"the scores of {table.metric} do not fit their tasks and stages")
+    # Kept in one order, whatever the writer's: the metric people ask for first, the loss last.
+    first = ("exact_match", "accuracy", "r2")
+    order = sorted(scores, key=lambda m: (first.index(m) if m in first else 3 + (m == "loss"), m))
+    stated = results.get("metrics") or {}
+    return Run(
+        path=path,
+        name=str(results.get("name") or path.resolve().name),
+        results=results,
+        scores={metric: scores[metric] for metric in order},
+        summaries={metric: stated.get(metric) or _measured(scores[metric]) for metric in order},
+        steps=steps,
+        evaluations=evaluations,
+        probe=_probe(results, events),
+        config=(path / CONFIG).read_text("utf-8", "replace") if (path / CONFIG).is_file() else "",
+        unreadable=unreadable,
+    )
+
+
+def _read_results(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        results = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as JSON ({error}); it can be rebuilt by resuming the run") from error
+    if not isinstance(results, dict):
+        raise RunError(f"{path} must hold a JSON object, got {type(results).__name__}")
+    if isinstance(results.get("format"), int) and results["format"] > FORMAT:
+        raise RunError(
+            f"{path} has format {results['format']}, this perdure reads up to {FORMAT}; update perdure to read it"
+        )
+    return results
+
+
+def _read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The events of metrics.jsonl and how many lines could not be read (a killed run leaves half a line)."""
+    events, unreadable = [], 0
+    if path.is_file():
+        for line in path.read_text("utf-8", "replace").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            if isinstance(event, dict) and isinstance(event.get("step", 0), int):
+                events.append(event)
+            elif line.strip():
+                unreadable += 1
+    return events, unreadable
+
+
+def _latest(events: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """One event a step, in order: a resumed run repeats those after its checkpoint, and the last word counts."""
+    by_step = {event["step"]: event for event in events if "step" in event}
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _scores_from_events(
+    steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]
+) -> dict[str, Scores]:
+    """The matrices of a run that has no results yet, as far as it was measured."""
+    cells: dict[str, dict[tuple[int, str], float]] = {}
+    for event in evaluations:
+        if isinstance(event.get("row"), int):
+            for metric, value in event["metrics"].items():
+                cells.setdefault(metric, {})[event["row"], str(event["task"])] = number(value)
+    trained: dict[int, dict[str, None]] = {}
+    for step in steps:
+        trained.setdefault(step.get("stage", 0), {})[str(step.get("task", ""))] = None
+    out = {}
+    for metric, found in cells.items():
+        tasks = tuple(dict.fromkeys(task for _, task in found))
+        rows = 1 + max(row for row, _ in found)
+        out[metric] = Scores(
+            metric,
+            metric not in LOWER_IS_BETTER,
+            tasks,
+            tuple(_stage_name(trained.get(row, {}), row) for row in range(1, rows)),
+            tuple(tuple(found.get((row, task), math.nan) for task in tasks) for row in range(rows)),
+        )
+    return out
+
+
+def _stage_name(tasks: Mapping[str, None], stage: int) -> str:
+    """A stage is called by the task that it trained; several at once are joint training."""
+    return next(iter(tasks)) if len(tasks) == 1 else "joint" if tasks else f"stage {stage}"
+
+
+def _measured(scores: Scores) -> dict[str, Any]:
+    """What can be said of an unfinished run; the rest waits for its results.json."""
+    columns = range(len(scores.tasks))
+    return {
+        "average": mean(scores.values[-1]),
+        "learning": mean(scores.learnt(i) for i in columns),
+        "higher_is_better": scores.higher_is_better,
+    }
+
+
+def _probe(results: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:
+    stated = results.get("probe")
+    if stated:
+        return {metric: [number(value) for value in values] for metric, values in stated.items()}
+    rows: dict[str, dict[int, float]] = {}
+    for event in events:
+        if event.get("event") == "probe" and isinstance(event.get("row"), int):
+            for metric, value in event["metrics"].items():
+                rows.setdefault(metric, {})[event["row"]] = number(value)
+    return {m: [found.get(row, math.nan) for row in range(max(found) + 1)] for m, found in rows.items()}

@@ -1,0 +1,147 @@
+"""The page: one file, everything escaped, nothing from outside; and the plots of a run folder."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from perdure.errors import RunError, StorageError
+from perdure.report import write_plots, write_report
+
+EVIL = "<script>alert(1)</script>"
+
+
+class Tags(HTMLParser):
+    """Collects tags with their attributes, and checks that they nest."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def text_of(page):
+    return re.sub(r"data:image/png;base64,[\w+/=]+", "", page.read_text("utf-8"))
+
+
+def test_one_run(make_run, tmp_path):
+    page = write_report([make_run()], tmp_path / "report.html")
+    text = text_of(page)
+    tags = Tags(text).tags
+    assert sum(tag == "img" for tag, _ in tags) == 7
+    assert all(attrs["alt"] for tag, attrs in tags if tag == "img")
+    assert "naive lost 45.0 points of exact match" in text
+    assert "forgetting ↓" in text
+    assert "lower is better" in text
+    assert "1\u202f000 (25.0 %)" in text
+    assert "seed: 0" in text
+    assert "config.yaml" in text
+    assert os.listdir(tmp_path / "runs" / "naive").count("report.html") == 0
+    assert not (tmp_path / "comparison.png").exists()
+
+
+def test_several_runs_side_by_side(make_run, tmp_path):
+    shares = {"rows": 123, "row_share": 0.1, "targets": 4567, "target_share": 0.5}
+    one = {"metrics": ("exact_match",)}
+    runs = [make_run(**one), make_run("replay", replay=shares, **one), make_run("joint", joint=True, **one)]
+    text = text_of(write_report(runs, tmp_path))
+    assert "kept 67 % of joint&#39;s average" in text
+    assert all(part in text for part in ("4\u202f567", "50.0 %", "Settings of joint"))
+    assert text.count("Rows of each task") == 1  # the three share their data
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_everything_from_data_is_escaped(make_run, tmp_path):
+    run = make_run(
+        EVIL, [EVIL, '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }}"], folder="evil", config=f"a: {EVIL}\n",
+        metrics=(EVIL,),
+        model=EVIL, command=EVIL, versions={EVIL: EVIL}, data={EVIL: {EVIL: EVIL}},
+    )  # fmt: skip
+    text = text_of(write_report([run], tmp_path / "report.html"))
+    tags = Tags(text).tags
+    assert not any(tag in ("script", "iframe", "link", "object") for tag, _ in tags)
+    assert not any(name.startswith("on") for _, attrs in tags for name in attrs)
+    assert all(attrs["src"] == "" for tag, attrs in tags if tag == "img")  # data URIs, taken out above
+    assert EVIL not in text
+    assert "{{ 7 * 7 }}" in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
+
+
+def test_nothing_is_fetched(make_run, tmp_path):
+    text = text_of(write_report([make_run(metrics=("loss",))], tmp_path / "report.html"))
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "url(" not in text
+    assert "default-src 'none'" in text
+
+
+def test_an_unfinished_run_and_an_empty_one(make_run, tmp_path):
+    text = text_of(write_report([make_run("part", results=False)], tmp_path / "part.html"))
+    assert "part is not finished" in text
+    assert "not finished</td>" in text
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "metrics.jsonl").touch()
+    assert "Nothing was measured yet" in text_of(write_report([empty], tmp_path / "empty.html"))
+    assert write_plots(empty) == []
+
+
+def test_equal_runs_give_equal_pages(make_run, tmp_path):
+    run = make_run(metrics=("loss",))
+    pages = [write_report([run], tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
+    assert pages[0] == pages[1]
+
+
+def test_plots_go_into_the_run_folder(make_run):
+    run = make_run()
+    paths = write_plots(run)
+    assert [path.relative_to(run).as_posix() for path in paths] == [
+        *(f"plots/{kind}_exact_match.png" for kind in ("matrix", "curves", "forgetting")),
+        *(f"plots/{kind}_loss.png" for kind in ("matrix", "curves", "forgetting")),
+        "plots/training_loss.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    assert sorted(os.listdir(run / "plots")) == sorted(path.name for path in paths)
+
+
+def test_mistakes_are_told_in_words(make_run, tmp_path, monkeypatch):
+    run = make_run(metrics=("loss",))
+    page = write_report([run], tmp_path / "report.html")
+    before = page.read_bytes()
+    with pytest.raises(RunError, match="does not exist"):
+        write_report([run, tmp_path / "nowhere"], page)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"could not write .*report\.html: No space left"):
+        write_report([run], page)
+    assert page.read_bytes() == before
+
+
+def test_a_report_needs_no_model_and_its_import_no_plots():
+    """Neither torch nor perdure's other rooms are imported; matplotlib only when something is drawn."""
+    code = (
+        "import sys, perdure.report; "
+        "assert not {'torch', 'transformers', 'matplotlib', 'jinja2', 'numpy'} & set(sys.modules); "
+        "import perdure.report.plots; "
+        "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules; "
+        "rooms = {m.split('.')[1] for m in sys.modules if m.startswith('perdure.')}; "
+        "assert rooms <= {'report', 'errors', 'types'}, rooms"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

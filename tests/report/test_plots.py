@@ -1,0 +1,89 @@
+"""The figures: every shape of stream, nothing outside the picture, equal bytes."""
+
+import pytest
+from matplotlib.text import Text
+
+from perdure.report import plots, read_runs
+from perdure.report.canvas import style
+
+LONG = [f"task number {i} of a catalogue with long names, kind {'abcdefghijklmno'[i]}" for i in range(15)]
+STREAMS = {
+    "one task": [{"tasks": ["a"]}],
+    "two tasks": [{"tasks": ["math", "hotpot"], "metrics": ("loss",)}],
+    "fifteen": [{"tasks": LONG, "sparse": True}, {"name": "tracked", "tasks": LONG, "track": True}],
+    "joint": [{"tasks": LONG[:5]}, {"name": "joint", "tasks": LONG[:5], "joint": True}],
+    "odd names": [{"tasks": ["cost $5 & $6_{x", "_hidden", "日本", "a\nb", "%s \\frac{"]}],
+    "unfinished": [{"results": False}],
+}
+
+
+def figures(runs, metric):
+    yield plots.heat_map, (runs, metric)
+    yield plots.curves, (runs, metric)
+    yield plots.lost, (runs, metric)
+    yield plots.training_loss, (runs,)
+    yield plots.comparison, (runs, metric)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_no_text_leaves_the_picture(make_run, stream):
+    runs = read_runs([make_run(**options) for options in STREAMS[stream]])
+    for draw, arguments in figures(runs, next(iter(runs[0].scores))):
+        with style():
+            figure = draw.__wrapped__(*arguments)
+            figure.canvas.draw()
+            page = figure.bbox.padded(1)
+            for text in figure.findobj(Text):
+                if text.get_visible() and text.get_text().strip():
+                    box = text.get_window_extent()
+                    inside = page.contains(box.x0, box.y0) and page.contains(box.x1, box.y1)
+                    assert inside or not _drawn(text, figure), (draw.__name__, text.get_text(), box)
+
+
+def _drawn(text, figure):
+    """Whether a text shows: an axis keeps ticks beyond its limits, which it does not draw."""
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            shown = {id(tick) for tick in axis._update_ticks()}
+            for tick in [*axis.majorTicks, *axis.minorTicks]:
+                if id(tick) not in shown and text in (tick.label1, tick.label2):
+                    return False
+    return True
+
+
+def test_names_are_drawn_as_they_are_and_not_as_formulas(make_run):
+    runs = read_runs([make_run(tasks=["cost $5 & $6", "b"])])
+    with style():
+        figure = plots.curves.__wrapped__(runs, "loss")
+        figure.canvas.draw()
+        texts = [text for text in figure.findobj(Text) if "$5" in text.get_text()]
+    assert texts
+    assert not any(text.get_parse_math() for text in texts)
+
+
+def test_equal_runs_give_equal_bytes_without_a_date(make_run):
+    runs = read_runs([make_run()])
+    first, again = plots.heat_map(runs, "loss"), plots.heat_map(runs, "loss")
+    assert first == again
+    assert first.startswith(b"\x89PNG")
+    assert b"Creation" not in first
+    assert b"Software" not in first
+
+
+def test_a_user_s_matplotlib_settings_change_nothing(make_run):
+    import matplotlib
+
+    runs = read_runs([make_run()])
+    before = plots.lost(runs, "loss")
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
+        assert plots.lost(runs, "loss") == before
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_a_cell_shows_its_value_and_one_not_measured_is_hatched(make_run):
+    """3 tasks, sparse: row 0 holds a alone, row 1 a and b, so 2 + 1 cells of the 12 are hatched."""
+    runs = read_runs([make_run(sparse=True)])
+    with style():
+        ax = plots.heat_map.__wrapped__(runs, "exact_match").axes[0]
+    assert sum(patch.get_hatch() is not None for patch in ax.patches) == 3
+    assert [text.get_text() for text in ax.texts] == ["10", "90", "10", "60", "90", "10", "30", "60", "90"]
