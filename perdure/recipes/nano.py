@@ -9,6 +9,7 @@ import json
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -149,6 +150,7 @@ def pretrain(
         fused=True,
     )
     state = {"steps": 0, "tokens": 0, "seconds": 0.0, "loss": math.nan}
+    recent: deque[float] = deque(maxlen=100)
     began = time.perf_counter()
     columns = (
         TextColumn("nano"),
@@ -175,6 +177,7 @@ def pretrain(
             loss = weighted_loss(model, ids, weights)
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss.item()} at step {state['steps']}; nothing was saved")
+            recent.append(loss.item())
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -182,7 +185,7 @@ def pretrain(
             state["steps"] += 1
             state["tokens"] += int((weights > 0).sum())
             if state["steps"] % 50 == 0:
-                state["loss"] = round(loss.item(), 4)
+                state["loss"] = round(sum(recent) / len(recent), 4)
                 speed = state["tokens"] / state["seconds"]
                 progress.update(
                     bar,

@@ -60,16 +60,36 @@ class Plan:
     data: Mapping[str, Any]
 
     @property
-    def fingerprint(self) -> str:
-        """A hash of what must not change when a run goes on: settings that matter, and every row's key."""
-        fixed = self.settings.model_dump(mode="json", exclude=CHANGEABLE)
-        keys = [[task.name, [row.key for row in task.train]] for task in self.stages[: self.base_stages]]
-        return sha256(json.dumps([fixed, keys], sort_keys=True).encode()).hexdigest()
+    def identity(self) -> dict[str, Any]:
+        """What must not change when a run goes on: settings that matter, and a hash of each stage's rows."""
+        stages = {}
+        for task in self.stages:
+            rows = sha256(json.dumps([[row.task, row.key] for row in task.train]).encode()).hexdigest()
+            stages[task.name] = rows
+        return {"settings": self.settings.model_dump(mode="json", exclude=CHANGEABLE), "stages": stages}
 
-    @property
-    def base_stages(self) -> int:
-        """Stages that are not extensions."""
-        return len(self.stages) - len(self.settings.extensions)
+    def differences(self, saved: Mapping[str, Any]) -> list[str]:
+        """How a saved identity differs from this plan's, in words; stages that came later do not count."""
+        own = self.identity
+        found = [
+            f"{key}: {json.dumps(there.get(key))} there, {json.dumps(here.get(key))} now"
+            for there, here in [(_flat(saved["settings"]), _flat(own["settings"]))]
+            for key in sorted(set(there) | set(here))
+            if there.get(key) != here.get(key)
+        ]
+        for name, rows in saved["stages"].items():
+            if own["stages"].get(name) != rows:
+                found.append(
+                    f"task {name}: " + ("its training rows changed" if name in own["stages"] else "is gone")
+                )
+        return found
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, Mapping):
+        pairs = [(f"{prefix}.{key}".lstrip("."), inner) for key, inner in values.items()]
+        return {name: value for key, inner in pairs for name, value in _flat(inner, key).items()}
+    return {prefix: values}
 
 
 # Settings that may differ when a run is resumed, and what names or grows it.

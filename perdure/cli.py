@@ -1,0 +1,192 @@
+"""The command line: reads arguments, prints results. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from perdure.errors import PerdureError
+
+app = typer.Typer(
+    name="perdure",
+    help="Train language models through a stream of tasks, and see what they forgot.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default=False)]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything that is drawn.", min=0)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in optimizer.lr=3e-4. Repeatable."),
+]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder in which data files are looked up first.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"perdure {installed('perdure')}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the three runs and their report.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option("--seed", help="Seed of data, order and memory.", min=0)] = 0,
+    override: Set = None,
+) -> None:
+    """Five skills in a row on the embedded model: naive, replay and joint, with a report (about two minutes)."""
+    from perdure.recipes.demo import run_demo
+
+    run_demo(out, seed, override or [], _again())
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `perdure list recipes`) or a YAML file.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="nano, a model folder, or a hub name (owner/name).")
+    ] = None,
+    data: Data = None,
+    tuning: Annotated[str | None, typer.Option("--tuning", help="full or lora.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", help="A strategy, several joined by +, or joint, or isolated.")
+    ] = None,
+    seed: Seed = None,
+    out: Out = None,
+    resume: Resume = False,
+    override: Set = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")] = False,
+) -> None:
+    """Train a model through a recipe's stream of tasks and report what it kept."""
+    from perdure.recipes.run import run_recipe
+
+    given = {"model": model, "tuning": tuning, "strategy": strategy, "seed": seed}
+    if compiled:
+        given["compile"] = True
+    if data is not None:
+        given["data"] = str(data)
+    run_recipe(recipe, given, override or [], out, resume, _again())
+
+
+@app.command()
+def extend(
+    run: RunArgument,
+    task: Annotated[
+        Path | None,
+        typer.Option("--task", help="The new task: a data file, or a YAML file with a task's settings."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The task's name; by default the file's.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", help="Held-out rows; by default a tenth of the task's.")
+    ] = None,
+    resume: Resume = False,
+) -> None:
+    """Teach a finished run one more task; its score matrix grows by a row and a column."""
+    from perdure.recipes.run import extend_run
+
+    extend_run(run, task, name, evaluation, resume, _again())
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Rows to score; by default those of the run's tasks.")
+    ] = None,
+) -> None:
+    """Score a run's model as it is now."""
+    from perdure.recipes.run import evaluate_run
+
+    evaluate_run(run, data)
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Argument(help="The text that the model continues.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens generated.", min=1)] = 64,
+) -> None:
+    """Let a run's model answer a prompt, greedily."""
+    from perdure.recipes.run import generate_text
+
+    generate_text(run, prompt, max_new_tokens)
+
+
+@app.command("list")
+def list_things(
+    what: Annotated[
+        str, typer.Argument(help="strategies, recipes, models, tunings, metrics; all by default.")
+    ] = "",
+) -> None:
+    """What there is to choose from, one line each."""
+    from perdure.recipes.catalogue import print_catalogue
+
+    print_catalogue(what)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File or folder of the page.")] = None,
+) -> None:
+    """Build the plots and the page again; several runs stand side by side."""
+    from perdure.recipes.show import rebuild
+
+    rebuild(runs, out)
+
+
+def _again() -> str:
+    """The command that was given, without --resume."""
+    import shlex
+
+    return shlex.join(["perdure", *(part for part in sys.argv[1:] if part != "--resume")])
+
+
+def main() -> NoReturn:
+    """Run the command line; exit codes: 0, 1 the run failed, 2 a mistake in what was asked, 130 interrupted."""
+    sys.exit(_guarded(app))
+
+
+def _guarded(command: Callable[..., Any]) -> int:
+    try:
+        # Typer prints usage errors itself, with exit code 2.
+        command(standalone_mode=True)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(bool(done.code))
+    except PerdureError as error:
+        _complain(str(error), "" if error.exit_code == 130 else "error: ")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("stopped at once; the newest checkpoint is as it was. Go on with --resume", "")
+        return 130
+    except MemoryError:
+        _complain("out of memory: a smaller micro_batch_size or model would fit", "error: ")
+        return 1
+    except OSError as error:
+        _complain(f"{error.filename or ''}: {error.strerror or error}", "error: ")
+        return 1
+    return 0
+
+
+def _complain(text: str, kind: str) -> None:
+    print(f"{kind}{text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Commands on one run: start, go on, extend, evaluate, generate."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perdure.config import apply_overrides, read_yaml, validate
+from perdure.errors import ConfigError, DataError, RunError
+from perdure.recipes.find import read_recipe
+from perdure.recipes.show import print_results, write_pages
+from perdure.storage import write_json
+from perdure.streams.spec import TaskSpec
+from perdure.training.display import Display, Terminal
+from perdure.training.folder import RunFolder
+from perdure.training.settings import RunSettings
+
+
+def settings_for(recipe: str, given: Mapping[str, Any], overrides: Sequence[str]) -> tuple[RunSettings, Path]:
+    """A recipe's settings with those given on the command line, and the recipe's folder."""
+    values, folder = read_recipe(recipe)
+    values.setdefault("name", None)
+    values |= {key: value for key, value in given.items() if value is not None}
+    values = apply_overrides(values, overrides)
+    if isinstance(values.get("data"), str):
+        place = Path(values["data"]).expanduser()
+        if not place.is_dir():
+            raise DataError(f"--data {values['data']}: no such folder")
+        values["data"] = str(place.resolve())
+    if isinstance(values.get("model"), str) and Path(values["model"]).expanduser().is_dir():
+        values["model"] = str(Path(values["model"]).expanduser().resolve())
+    return validate(RunSettings, values, recipe), folder
+
+
+def default_out(recipe: str, settings: RunSettings) -> Path:
+    """Where a run goes when nothing is said."""
+    name = Path(recipe).stem
+    return Path("runs") / f"{name}-{settings.strategy}-{settings.tuning}-seed{settings.seed}"
+
+
+def run_recipe(
+    recipe: str, given: Mapping[str, Any], overrides: Sequence[str], out: Path | None, resume: bool, again: str
+) -> None:
+    """Run a recipe in a folder and print what came of it."""
+    settings, base = settings_for(recipe, given, overrides)
+    folder = RunFolder(out or default_out(recipe, settings))
+    display = Terminal()
+    if folder.exists and not resume:
+        raise RunError(f"{folder.path} holds a run already: add --resume to go on with it, or give another --out")
+    if resume:
+        if not folder.exists:
+            display.say(f"{folder.path}: no run here yet; starting")
+        elif _finished(folder) and not _unfinished_extension(folder):
+            display.say(f"{folder.path}: this run is finished; nothing to do")
+            print_results([folder.path], display)
+            return
+        else:
+            settings = settings.model_copy(update={"extensions": folder.settings().extensions})
+    execute(settings, base, folder, display, again)
+    print_results([folder.path], display)
+
+
+def execute(settings: RunSettings, base: Path | None, folder: RunFolder, display: Display, again: str) -> None:
+    """Plan, run, and write plots and page."""
+    from perdure.training.plan import make_plan
+    from perdure.training.run import Run
+
+    quieten()
+    _check_folder(folder)
+    plan = make_plan(settings, base)
+    Run(plan, folder, display, again).execute()
+    write_pages([folder.path])
+
+
+def quieten() -> None:
+    """Keep other libraries' notices, which a user cannot act on, off the screen."""
+    import logging
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate)(\..*)?")
+
+
+def _check_folder(folder: RunFolder) -> None:
+    """Refuse a folder that cannot be written before anything is loaded."""
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; give a folder with --out")
+    if path.is_dir() and not folder.exists and any(path.iterdir()):
+        raise RunError(f"{path} is not empty and holds no run; give another folder with --out")
+
+
+def _finished(folder: RunFolder) -> bool:
+    return folder.results.is_file() and (folder.checkpoints / "final").is_dir()
+
+
+def _unfinished_extension(folder: RunFolder) -> bool:
+    return not (folder.checkpoints / "final").is_dir()
+
+
+def extend_run(
+    path: Path, task: Path | None, name: str | None, evaluation: Path | None, resume: bool, again: str
+) -> None:
+    """Train a finished run on one more task."""
+    folder = RunFolder(path)
+    settings = folder.settings()
+    display = Terminal()
+    if resume:
+        if _finished(folder):
+            display.say(f"{path}: nothing is left to do")
+            print_results([path], display)
+            return
+    else:
+        if not _finished(folder):
+            raise RunError(f"{path} is not finished; go on with it first, with --resume")
+        if task is None:
+            raise ConfigError("--task is missing: give the new task's data file, or a YAML file with its settings")
+        settings = settings.model_copy(
+            update={"extensions": (*settings.extensions, task_spec(task, name, evaluation))}
+        )
+    execute(settings, None, folder, display, again)
+    print_results([path], display)
+
+
+def task_spec(task: Path, name: str | None = None, evaluation: Path | None = None) -> TaskSpec:
+    """A task's settings from a data file, or from a YAML file that holds them."""
+    if not task.exists():
+        raise DataError(f"--task {task}: no such file or folder")
+    if task.suffix in (".yaml", ".yml"):
+        values = read_yaml(task)
+        values.setdefault("name", task.stem)
+    else:
+        values = {"name": task.name.split(".")[0], "train": str(task.resolve())}
+    if name:
+        values["name"] = name
+    if evaluation is not None:
+        if not evaluation.exists():
+            raise DataError(f"--evaluation {evaluation}: no such file or folder")
+        values["evaluation"] = str(evaluation.resolve())
+    return _validate_task(values, str(task))
+
+
+def _validate_task(values: Mapping[str, Any], where: str) -> TaskSpec:
+    from pydantic import ValidationError
+
+    from perdure.config import explain
+
+    try:
+        return TaskSpec.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(explain(error, where, TaskSpec)) from error
+
+
+def evaluate_run(path: Path, data: Path | None) -> None:
+    """Score a run's newest state, on its own tasks or on a file."""
+    from perdure.streams import spec
+    from perdure.training.plan import make_plan
+    from perdure.training.run import Run
+
+    folder = RunFolder(path)
+    settings = folder.settings()
+    extra = task_spec(data) if data is not None else None
+    quieten()
+    plan = make_plan(settings)
+    run = Run(plan, folder)
+    run.load()
+    display = Terminal()
+    if extra is not None:
+        places = (Path(settings.data) if settings.data else None, settings.seed, plan.encoder)
+        tasks = spec.build_task(extra.model_copy(update={"holdout": 0, "evaluation": None}), *places)[0]
+        rows = {tasks.name: tasks.train}
+    else:
+        rows = {task.name: task.evaluation for task in plan.stream.evaluations}
+        rows["general probe"] = plan.probe
+    from rich.table import Table
+
+    found = {name: run.measure(f"evaluate {name}", examples) for name, examples in rows.items()}
+    metrics = list(dict.fromkeys(metric for values in found.values() for metric in values))
+    table = Table(title=f"{path}", title_justify="left")
+    for column in ("", "rows", *(metric.replace("_", " ") for metric in metrics)):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, values in found.items():
+        cells = [f"{values[m]:.4f}" if m in values else "-" for m in metrics]
+        table.add_row(name, str(len(rows[name])), *cells)
+    display.console.print(table)
+    target = folder.path / "evaluation.json"
+    write_json(target, {"format": 1, "data": str(data) if data else None, "scores": found})
+    display.say(f"written: {target}")
+
+
+def generate_text(path: Path, prompt: str, max_new_tokens: int) -> None:
+    """Print a run's greedy answer to a prompt."""
+    from perdure.training.plan import make_plan
+    from perdure.training.run import Run
+    from perdure.types import Example, Segment
+
+    folder = RunFolder(path)
+    settings = folder.settings()
+    quieten()
+    plan = make_plan(settings)
+    run = Run(plan, folder)
+    run.load()
+    row = plan.encoder.encode(Example("prompt", segments=(Segment(prompt), Segment(" ?", learn=True))))
+    if row is None:
+        raise DataError(f"the prompt is longer than the model takes ({plan.encoder.max_length} tokens)")
+    ids = plan.encoder.prompt_ids(row)
+    room = plan.encoder.max_length - len(ids)
+    (answer,) = run.measure.answers([ids], min(max_new_tokens, room))
+    print(answer.strip())

@@ -1,0 +1,122 @@
+"""A run's folder: where things lie, and which checkpoint is the newest that can be read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perdure.config import read_yaml, validate
+from perdure.errors import RunError
+from perdure.storage import guarded, write_text
+from perdure.training import checkpoint
+from perdure.training.settings import RunSettings
+
+RECORDED = "recorded"
+FINAL = "final"
+
+
+class RunFolder:
+    """Paths of one run.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.results = path / "results.json"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.model = path / "model"
+        self.report = path / "report.html"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config.is_file()
+
+    def settings(self) -> RunSettings:
+        """The settings of the run that is here.
+
+        Raises:
+            RunError: no run is here.
+            ConfigError: its config.yaml was changed into something unreadable.
+        """
+        if not self.exists:
+            raise RunError(f"{self.path}: no run here (it has no config.yaml)")
+        values = read_yaml(self.config)
+        values.pop(RECORDED, None)
+        return validate(RunSettings, values, str(self.config))
+
+    def write_settings(self, settings: RunSettings, recorded: dict[str, Any]) -> None:
+        """Write config.yaml: the settings, and what was found when the run was started."""
+        values = {**settings.model_dump(mode="json"), RECORDED: recorded}
+        write_text(self.config, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def saved(self) -> list[Path]:
+        """Checkpoint folders, newest last."""
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted((p for p in self.checkpoints.iterdir() if not p.name.startswith(".")), key=_age)
+
+    def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest readable checkpoint's state, and a warning for each newer one that could not be read."""
+        warnings: list[str] = []
+        for path in reversed(self.saved()):
+            try:
+                return checkpoint.load(path), warnings
+            except RunError as error:
+                warnings.append(f"{error}; going back to the one before it")
+        return None, warnings
+
+    def save(self, name: str, state: dict[str, Any]) -> Path:
+        """Write a checkpoint of that name."""
+        path = self.checkpoints / name
+        with guarded(path):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(path, state)
+        return path
+
+    def close(self) -> None:
+        """Call the newest checkpoint "final"."""
+        newest = self.saved()[-1]
+        if newest.name != FINAL:
+            with guarded(newest):
+                newest.rename(self.checkpoints / FINAL)
+
+    def reopen(self, step: int, stage: int) -> None:
+        """Give the final checkpoint its name by step back, since the run goes on from it."""
+        final = self.checkpoints / FINAL
+        if final.exists():
+            with guarded(final):
+                final.rename(self.checkpoints / stage_name(step, stage))
+
+    def drop_steps(self) -> None:
+        """Remove the mid-task checkpoints, which a boundary one has replaced."""
+        import shutil
+
+        for path in self.saved():
+            if path.name.startswith("step-"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def step_name(step: int) -> str:
+    """The name of a mid-task checkpoint."""
+    return f"step-{step:08d}"
+
+
+def stage_name(step: int, stage: int) -> str:
+    """The name of the checkpoint after a stage."""
+    return f"stage-{stage:03d}-step-{step:08d}"
+
+
+def _age(path: Path) -> tuple[int, int]:
+    if path.name == FINAL:
+        return (1 << 62, 0)
+    found = re.search(r"step-(\d+)$", path.name)
+    return (int(found.group(1)) if found else -1, int(path.name.startswith("stage-")))

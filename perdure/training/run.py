@@ -1,0 +1,392 @@
+"""Run a plan through its stream: train, score, save; stop and go on anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from perdure.errors import NonFiniteError, PerdureError, RunError
+from perdure.evaluation.matrix import ScoreMatrix
+from perdure.models.adapters import count_parameters
+from perdure.storage import folder as replaced
+from perdure.storage import guarded, plain
+from perdure.tracking import MetricsLog
+from perdure.training.display import Display
+from perdure.training.folder import RunFolder, stage_name, step_name
+from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
+from perdure.training.learner import Learner, StepResult
+from perdure.training.loop import KeyedSource, Position, fit, total_steps
+from perdure.training.measure import Measure
+from perdure.training.plan import Plan, machine, versions
+from perdure.training.results import new_matrix, write_results, write_scores
+from perdure.types import Task
+
+PROBE = "general probe"
+
+
+class Run:
+    """One run of a plan in a folder.
+
+    Args:
+        plan: what to do.
+        folder: where to write; a run that is there already is gone on with.
+        display: what a person sees.
+        again: the command that goes on with this run, for messages.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder, display: Display | None = None, again: str = "") -> None:
+        self.plan = plan
+        self.folder = folder
+        self.display = display or Display()
+        self.again = again
+        settings = plan.settings
+        self.learner = Learner(plan.model, plan.strategy, "causal_lm", settings, settings.seed)
+        self.measure = Measure(self.learner, plan.encoder, settings.evaluation, settings.seed)
+        self.sources = [
+            KeyedSource(task.train, settings.batch_size, settings.seed, task.name) for task in plan.stages
+        ]
+        self.phases = [self.learner.phases(task, settings.epochs) for task in plan.stages]
+        self.steps = [total_steps(s, p) for s, p in zip(self.sources, self.phases, strict=True)]
+        self.matrices: dict[str, ScoreMatrix] = {}
+        self.probe: dict[str, list[float | None]] = {}
+        self.stage = 0  # stages that are trained and scored
+        self.begun = 0  # tasks that the learner has begun
+        self.position: Position | None = None  # within the stage; None before its first step
+        self.trained = False  # this stage's training is over, its scores may be missing
+        self.totals = {"seconds": 0.0, "rows": 0, "targets": 0, "replayed_rows": 0, "replayed_targets": 0}
+        self._log: MetricsLog | None = None
+        self._initial: dict[str, torch.Tensor] | None = None
+
+    def execute(self) -> dict[str, Any]:
+        """Train to the end, or to where it was asked to stop.
+
+        Returns:
+            What results.json holds.
+
+        Raises:
+            Interrupted: asked to stop, and saved.
+            NonFiniteError: the loss or gradient was; the state before the step is saved.
+            StorageError: the disk refused a write.
+        """
+        with stop_on_signals() as stop:
+            try:
+                return self._execute(stop)
+            finally:
+                self.display.stop()
+                if self._log is not None:
+                    self._log.close()
+
+    def load(self) -> None:
+        """Take up the newest checkpoint without training.
+
+        Raises:
+            RunError: there is none, or it belongs to other data.
+        """
+        state, _ = self.folder.newest()
+        if state is None:
+            raise RunError(f"{self.folder.path}: no checkpoint here that can be read; run it first")
+        self._check(state)
+        self._restore_scores(state)
+        self._restore(state)
+
+    def _check(self, state: dict[str, Any]) -> None:
+        changed = self.plan.differences(state["identity"])
+        if changed:
+            raise RunError(
+                f"{self.folder.path}: this run was started otherwise, so going on would not give its result:\n  "
+                + "\n  ".join(changed)
+                + f"\nUse its own settings ({self.folder.config}), or another --out."
+            )
+
+    def _execute(self, stop: StopRequest) -> dict[str, Any]:
+        plan = self.plan
+        state, warnings = self.folder.newest() if self.folder.exists else (None, [])
+        for warning in warnings:
+            self.display.say(f"warning: {warning}")
+        if state is None:
+            with guarded(self.folder.path):
+                self.folder.path.mkdir(parents=True, exist_ok=True)
+        else:
+            self._check(state)
+            if state["stage"] < len(plan.stages):
+                self.folder.reopen(state["learner"]["steps"], state["stage"])
+        self.folder.write_settings(plan.settings, self._recorded())
+        self._log = MetricsLog(self.folder.metrics, state["log_size"] if state else 0)
+        if plan.mode == "isolated":
+            self._initial = {n: p.detach().clone() for n, p in plan.model.named_parameters() if p.requires_grad}
+        if state:
+            self._restore_scores(state)
+        self._announce()
+        self._score(0, plan.stream.evaluations, stop)
+        if state:
+            self._restore(state)
+            if self.stage == len(plan.stages):
+                return self._finish()
+            if self.stage and self.position is None and not self.trained:
+                # A task that has just joined the stream has no score yet under the model that is about to learn it.
+                self._score(self.stage, self._scored_after(self.stage - 1), stop)
+        self.display.start(sum(self.steps), self.learner.steps, plan.settings.strategy)
+        while self.stage < len(plan.stages):
+            self._train_stage(stop)
+            self._complete_stage(stop)
+        return self._finish()
+
+    def _train_stage(self, stop: StopRequest) -> None:
+        settings, learner, i = self.plan.settings, self.learner, self.stage
+        task = self.plan.stages[i]
+        if self.trained:
+            return
+        if self.begun <= i:
+            if self._initial is not None:
+                self._back_to_start()
+            learner.begin_task(task, i, self._horizon(i))
+            self.begun = i + 1
+            self.position = Position()
+        clock = time.perf_counter()
+        window = [clock, 0.0]
+        try:
+            for position, result in fit(learner, self.sources[i], self.phases[i], self.position):
+                self.position = position
+                now = time.perf_counter()
+                speed = result.tokens / max(now - clock, 1e-9)
+                self.totals["seconds"] += now - clock
+                clock = now
+                window[1] = 0.9 * window[1] + 0.1 * speed if window[1] else speed
+                self._count(result)
+                if learner.steps % settings.log_every == 0:
+                    self._log_step(task, result, speed)
+                self.display.step(task.name, result, window[1])
+                if stop:
+                    self._stop()
+                if settings.checkpoint_every and learner.steps % settings.checkpoint_every == 0:
+                    self._save(step_name(learner.steps))
+                    clock = time.perf_counter()
+        except PerdureError as error:
+            if isinstance(error, NonFiniteError) and learner.steps:
+                self._save(step_name(learner.steps))
+            raise
+        self.display.doing(f"after {task.name}")
+        learner.end_task()
+        self.totals["seconds"] += time.perf_counter() - clock
+        self.trained = True
+
+    def _complete_stage(self, stop: StopRequest) -> None:
+        row = self.stage + 1
+        self._score(row, self._scored_after(self.stage), stop)
+        self._say_scores(row)
+        self.stage, self.trained, self.position = row, False, None
+        self._save(stage_name(self.learner.steps, row))
+        self.folder.drop_steps()
+        write_scores(self.folder.path, self.matrices)
+        if stop and self.stage < len(self.plan.stages):
+            raise Interrupted(self._goodbye())
+
+    def _scored_after(self, stage: int) -> Sequence[Task]:
+        return [self.plan.stages[stage]] if self.plan.mode == "isolated" else self.plan.stream.evaluations
+
+    def _score(self, row: int, tasks: Sequence[Task], stop: StopRequest) -> None:
+        """Fill what is missing in a row of every matrix; already measured cells stay."""
+        # Joint and isolated runs have one row after the first: everything was trained once.
+        cell_row = min(row, 1) if self.plan.mode != "sequential" else row
+        for task in tasks:
+            if self._measured(cell_row, task.name):
+                continue
+            if stop:
+                self._stop()
+            self.display.doing(f"scoring {task.name}")
+            found = self.measure(task.name, task.evaluation)
+            for metric, value in found.items():
+                matrix = self.matrices.setdefault(metric, new_matrix(metric))
+                matrix.record(cell_row, task.name, value)
+                if cell_row and self.plan.mode != "sequential":
+                    matrix.record_stage(self.plan.mode, cell_row)
+            self._write("evaluation", step=self.learner.steps, row=cell_row, task=task.name, metrics=found)
+        if self.plan.probe and (self.plan.mode != "isolated" or row == 0) and not self._probed(cell_row):
+            self.display.doing("scoring the general probe")
+            found = self.measure(PROBE, self.plan.probe)
+            for metric, value in found.items():
+                column = self.probe.setdefault(metric, [])
+                column.extend([None] * (cell_row + 1 - len(column)))
+                column[cell_row] = value
+            self._write("probe", step=self.learner.steps, row=cell_row, metrics=found)
+
+    def _measured(self, row: int, task: str) -> bool:
+        for matrix in self.matrices.values():
+            if task in matrix.tasks and row < len(matrix.values):
+                value = matrix.values[row, matrix.tasks.index(task)]
+                if value == value:
+                    return True
+        return False
+
+    def _probed(self, row: int) -> bool:
+        return any(row < len(column) and column[row] is not None for column in self.probe.values())
+
+    def _horizon(self, stage: int) -> int | None:
+        schedule = self.plan.settings.schedule
+        return self.steps[stage] if schedule.at_boundary == "reset" else schedule.total_steps or sum(self.steps)
+
+    def _back_to_start(self) -> None:
+        assert self._initial is not None
+        with torch.no_grad():
+            for name, parameter in self.plan.model.named_parameters():
+                if name in self._initial:
+                    parameter.copy_(self._initial[name])
+        self.learner.optimizer = None
+
+    def _count(self, result: StepResult) -> None:
+        self.totals["rows"] += result.rows
+        self.totals["targets"] += result.targets
+        self.totals["replayed_rows"] += result.replayed_rows
+        self.totals["replayed_targets"] += result.replayed_targets
+
+    def _log_step(self, task: Task, result: StepResult, speed: float) -> None:
+        self._write(
+            "step",
+            step=self.learner.steps,
+            task=task.name,
+            stage=self.stage + 1,
+            epoch=self.position.epoch if self.position else 0,
+            loss=result.loss,
+            lr=result.lr,
+            tokens=result.tokens,
+            tokens_per_second=round(speed, 1),
+            gradient_norm=result.gradient_norm,
+            replayed=result.replayed_rows,
+            **result.logged,
+        )
+
+    def _write(self, event: str, **values: Any) -> None:
+        assert self._log is not None
+        self._log.write(event, **values)
+
+    # Stopping, saving, going on
+
+    def _stop(self) -> None:
+        if self.begun:
+            self._save(step_name(self.learner.steps))
+        raise Interrupted(self._goodbye())
+
+    def _goodbye(self) -> str:
+        if not self.folder.saved():
+            return f"stopped before the first step; nothing to save. Start again with: {self.again} --resume"
+        return f"stopped after step {self.learner.steps}, and saved. Go on with: {self.again} --resume"
+
+    def _save(self, name: str) -> None:
+        assert self._log is not None
+        between = self.position is None and not self.trained
+        keeps = not between or self.plan.settings.optimizer.at_boundary == "continue"
+        self.folder.save(
+            name,
+            {
+                "identity": self.plan.identity,
+                "stage": self.stage,
+                "begun": self.begun,
+                "trained": self.trained,
+                "position": None
+                if self.position is None
+                else [self.position.phase, self.position.epoch, self.position.batch],
+                "matrices": {metric: matrix.to_dict() for metric, matrix in self.matrices.items()},
+                "probe": plain(self.probe),
+                "totals": self.totals,
+                "log_size": self._log.size,
+                "learner": self.learner.state_dict(optimizer=keeps),
+            },
+        )
+
+    def _restore_scores(self, state: dict[str, Any]) -> None:
+        self.matrices = {metric: ScoreMatrix.from_dict(saved) for metric, saved in state["matrices"].items()}
+        self.probe = state["probe"]
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.stage, self.begun, self.trained = state["stage"], state["begun"], state["trained"]
+        self.totals = state["totals"]
+        self.position = None if state["position"] is None else Position(*state["position"])
+        for i in range(self.begun):
+            self.learner.begin_task(self.plan.stages[i], i, self._horizon(i), resuming=True)
+        self.learner.load_state_dict(state["learner"])
+        self.display.say(f"going on after step {self.learner.steps} of {sum(self.steps)}")
+
+    # Telling
+
+    def _announce(self) -> None:
+        plan, settings = self.plan, self.plan.settings
+        trainable, total = count_parameters(plan.model)
+        rows = ", ".join(f"{task.name} {len(task.train)}" for task in plan.stages)
+        self.display.say(
+            f"{settings.strategy} on {settings.model} ({settings.tuning}): {trainable:,} of {total:,} parameters "
+            f"trainable ({trainable / total:.2%}); training rows: {rows}"
+        )
+        for task in plan.data["tasks"]:
+            for note in task["notes"]:
+                self.display.say(f"note: {note}")
+
+    def _say_scores(self, row: int) -> None:
+        matrix = self.matrices.get("exact_match") or self.matrices["loss"]
+        stage = self.plan.stages[self.stage].name
+        cell_row = min(row, 1) if self.plan.mode != "sequential" else row
+        if cell_row < len(matrix.values):
+            scores = "  ".join(
+                f"{task} {value:.2f}"
+                for task, value in zip(matrix.tasks, matrix.values[cell_row], strict=True)
+                if value == value
+            )
+            self.display.say(f"after {stage}: {matrix.metric.replace('_', ' ')}: {scores}")
+
+    def _recorded(self) -> dict[str, Any]:
+        return {"versions": versions(), "machine": machine(), "data": plain(self.plan.data)}
+
+    def _finish(self) -> dict[str, Any]:
+        self.display.stop()
+        plan, settings, totals = self.plan, self.plan.settings, self.totals
+        trainable, total = count_parameters(plan.model)
+        write_scores(self.folder.path, self.matrices)
+        self._export()
+        self.folder.close()
+        replay = None
+        if totals["replayed_rows"]:
+            replay = {
+                "rows": totals["replayed_rows"],
+                "row_share": totals["replayed_rows"] / totals["rows"],
+                "targets": totals["replayed_targets"],
+                "target_share": totals["replayed_targets"] / totals["targets"],
+            }
+        facts = {
+            "name": settings.name or self.folder.path.name,
+            "strategy": settings.strategy,
+            "model": settings.model,
+            "tuning": settings.tuning,
+            "seed": settings.seed,
+            "tasks": [task.name for task in plan.stream.evaluations],
+            "stages": [task.name for task in plan.stages],
+            "finished": True,
+            "steps": self.learner.steps,
+            "seconds": round(totals["seconds"], 3),
+            "parameters": {"trainable": trainable, "total": total},
+            "probe": self.probe,
+            "replay": replay,
+            "data": {fact["name"]: _counts(fact) for fact in plan.data["tasks"]},
+            "versions": versions(),
+            "machine": machine(),
+        }
+        return write_results(self.folder.path, facts, self.matrices)
+
+    def _export(self) -> None:
+        """The trained model in the layout that Transformers and PEFT load."""
+        lora = self.plan.settings.tuning == "lora"
+        with replaced(self.folder.adapter if lora else self.folder.model) as aside:
+            self.plan.model.save_pretrained(aside)
+            self.plan.language.tokenizer.save_pretrained(aside)
+
+
+def _counts(fact: dict[str, Any]) -> dict[str, Any]:
+    train, evaluation = fact["train"], fact["evaluation"]
+    return {
+        "train": train["kept"],
+        "evaluation": evaluation["kept"],
+        "cut": train["cut"] + evaluation["cut"],
+        "left_out": sum(train["left_out"].values()) + sum(evaluation["left_out"].values()),
+        "overlapping": train["overlapping"],
+    }
