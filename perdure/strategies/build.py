@@ -65,3 +65,11 @@ def build(names: str | list[str], settings: Mapping[str, Mapping[str, Any]] | No
 def enabled(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Names that a `continual_strategy` mapping enables: all but those with `enabled: false`."""
     return [name for name, values in settings.items() if (values or {}).get("enabled", True)]
+
+
+def describe(strategy: Strategy) -> dict[str, dict[str, Any]] | None:
+    """Names and settings that `build` makes the same strategy from; None for a class of the user's own."""
+    members = strategy.strategies if isinstance(strategy, Chain) else (strategy,)
+    if any(STRATEGIES.get(member.name) is not type(member) for member in members):
+        return None
+    return {member.name: {key: getattr(member, key) for key in settings_of(member.name)} for member in members}

@@ -1,1 +1,1 @@
-"""training"""
+"""Training: the loop over tasks, the trainer, runs and their checkpoints."""

@@ -22,22 +22,24 @@ def new_matrix(metric: str) -> ScoreMatrix:
     return ScoreMatrix(metric, HIGHER_IS_BETTER[metric])
 
 
-def write_scores(folder: Path, matrices: Mapping[str, ScoreMatrix]) -> None:
+def write_scores(folder: Path, matrices: Mapping[str, ScoreMatrix], main: str) -> None:
     """One CSV a metric: scores.csv for the main one, scores_<metric>.csv for the others."""
-    main = main_metric(matrices)
     for name, matrix in matrices.items():
         matrix.to_csv(folder / ("scores.csv" if name == main else f"scores_{name}.csv"))
 
 
-def write_results(folder: Path, facts: Mapping[str, Any], matrices: Mapping[str, ScoreMatrix]) -> dict[str, Any]:
+def write_results(
+    folder: Path, facts: Mapping[str, Any], matrices: Mapping[str, ScoreMatrix], main: str
+) -> dict[str, Any]:
     """results.json; returns what was written."""
-    results = {
-        "format": FORMAT,
-        **facts,
-        "main_metric": main_metric(matrices),
-        "metrics": {name: matrix.summary() for name, matrix in matrices.items()},
-        "scores": {name: matrix.to_dict() for name, matrix in matrices.items()},
-    }
-    results = plain(results)
+    results: dict[str, Any] = plain(
+        {
+            "format": FORMAT,
+            **facts,
+            "main_metric": main,
+            "metrics": {name: matrix.summary() for name, matrix in matrices.items()},
+            "scores": {name: matrix.to_dict() for name, matrix in matrices.items()},
+        }
+    )
     write_json(folder / "results.json", results)
     return results

@@ -21,7 +21,7 @@ from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit, total_steps
 from perdure.training.measure import Measure
 from perdure.training.plan import Plan, machine, versions
-from perdure.training.results import new_matrix, write_results, write_scores
+from perdure.training.results import main_metric, new_matrix, write_results, write_scores
 from perdure.types import Task
 
 PROBE = "general probe"
@@ -180,7 +180,7 @@ class Run:
         self.stage, self.trained, self.position = row, False, None
         self._save(stage_name(self.learner.steps, row))
         self.folder.drop_steps()
-        write_scores(self.folder.path, self.matrices)
+        write_scores(self.folder.path, self.matrices, main_metric(self.matrices))
         if stop and self.stage < len(self.plan.stages):
             raise Interrupted(self._goodbye())
 
@@ -342,7 +342,7 @@ class Run:
         self.display.stop()
         plan, settings, totals = self.plan, self.plan.settings, self.totals
         trainable, total = count_parameters(plan.model)
-        write_scores(self.folder.path, self.matrices)
+        write_scores(self.folder.path, self.matrices, main_metric(self.matrices))
         self._export()
         self.folder.close()
         replay = None
@@ -371,7 +371,7 @@ class Run:
             "versions": versions(),
             "machine": machine(),
         }
-        return write_results(self.folder.path, facts, self.matrices)
+        return write_results(self.folder.path, facts, self.matrices, main_metric(self.matrices))
 
     def _export(self) -> None:
         """The trained model in the layout that Transformers and PEFT load."""
