@@ -1,0 +1,1 @@
+"""Timings: what perdure adds to a bare training loop."""
