@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import math
 import os
 import re
 import shlex
@@ -89,7 +90,7 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
         "probe": _probe(runs),
         "replay": _replay(runs),
         "data": _once((run.name, _data(run)) for run in runs),
-        "versions": _once((run.name, run.results.get("versions") or {}) for run in runs),
+        "versions": _once((run.name, _machine(run)) for run in runs),
         "configs": [(run.name, run.config) for run in runs if run.config],
         "commands": [_again(run) for run in runs],
     }
@@ -173,7 +174,7 @@ def _probe(runs: Sequence[Run]) -> Table | None:
     for run in runs:
         for metric, values in run.probe.items():
             if values:
-                first, last = values[0], values[-1]
+                first, last = values[0], values[-1] if len(values) > 1 else math.nan
                 change = words.value(metric, last - first, signed=True)
                 row = [words.value(metric, first), words.value(metric, last), change]
                 rows.append([run.name, words.label(metric), *row])
@@ -203,6 +204,12 @@ def _data(run: Run) -> Table | None:
     columns = list(dict.fromkeys(key for counts in data.values() for key in counts))
     rows = [[task, *(_plain(counts.get(key)) for key in columns)] for task, counts in data.items()]
     return _table("Rows of each task", ["task", *(words.label(key) for key in columns)], rows) if rows else None
+
+
+def _machine(run: Run) -> dict[str, str]:
+    """Versions, threads and processor: what decides whether a run can be repeated to the last bit."""
+    stated = {**(run.results.get("versions") or {}), **(run.results.get("machine") or {})}
+    return {str(key): str(value) for key, value in stated.items()}
 
 
 def _once(named: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:

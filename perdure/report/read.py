@@ -100,14 +100,7 @@ class Run:
             if isinstance(stage, int):
                 ends[stage] = max(ends.get(stage, 0), event["step"])
                 names.setdefault(stage, {})[str(event.get("task", ""))] = None
-        stages = next((scores.stages for scores in self.scores.values()), ())
-        return [
-            (
-                stages[stage - 1] if 1 <= stage <= len(stages) else _stage_name(names[stage], stage),
-                ends[stage],
-            )
-            for stage in sorted(ends)
-        ]
+        return [(_stage_name(names[stage], stage), ends[stage]) for stage in sorted(ends)]
 
 
 def read_runs(paths: Iterable[Path | str]) -> list[Run]:
@@ -219,7 +212,7 @@ def _read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The events of metrics.jsonl and how many lines could not be read (a killed run leaves half a line)."""
     events, unreadable = [], 0
     if path.is_file():
-        for line in path.read_text("utf-8", "replace").splitlines():
+        for line in path.read_text("utf-8", "replace").split("\n"):
             try:
                 event = json.loads(line)
             except ValueError:

@@ -100,6 +100,11 @@ def test_an_unfinished_run_and_an_empty_one(make_run, tmp_path):
     assert write_plots(empty) == []
 
 
+def test_a_probe_taken_once_has_no_end(make_run, tmp_path):
+    page = write_report([make_run(metrics=("loss",), probe={"loss": [2.0]})], tmp_path / "report.html")
+    assert "<td>loss</td><td>2.000</td><td>–</td><td>–</td>" in text_of(page)
+
+
 def test_equal_runs_give_equal_pages(make_run, tmp_path):
     run = make_run(metrics=("loss",))
     pages = [write_report([run], tmp_path / name).read_bytes() for name in ("a.html", "b.html")]

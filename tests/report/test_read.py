@@ -39,6 +39,18 @@ def test_joint_without_results_is_one_stage(make_run):
     assert run.boundaries() == [("joint", 10)]
 
 
+def test_isolated_runs_have_one_row_and_a_boundary_a_task(make_run):
+    """Each task is trained from the start and scored in row 1, yet the steps say which task they trained."""
+    path = make_run()
+    results = json.loads((path / "results.json").read_text())
+    for scores in results["scores"].values():
+        scores.update(stages=["isolated"], values=scores["values"][:2])
+    (path / "results.json").write_text(json.dumps(results))
+    run = read_run(path)
+    assert [run.scores["loss"].trained(i) for i in range(3)] == [1, 1, 1]
+    assert run.boundaries() == [("a", 10), ("b", 20), ("c", 30)]
+
+
 def test_cells_not_measured_are_nan(make_run):
     run = read_run(make_run(sparse=True))
     assert math.isnan(run.scores["loss"].before(2))
