@@ -34,8 +34,8 @@ def bare(model: Any, batches: Sequence[Sequence[Example]]) -> Iterator[None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
     model.train()
     for rows in batches:
-        ids = pad_sequence([row.x for row in rows], batch_first=True)
-        labels = pad_sequence([row.y for row in rows], batch_first=True, padding_value=-100)
+        ids = pad_sequence([row.x for row in rows if row.x is not None], batch_first=True)
+        labels = pad_sequence([row.y for row in rows if row.y is not None], batch_first=True, padding_value=-100)
         logits = model(input_ids=ids, use_cache=False).logits
         loss = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
         loss.backward()

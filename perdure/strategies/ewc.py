@@ -69,8 +69,10 @@ class EWC(Strategy):
             fishers: list[Tensor] = []
             anchors: list[Tensor] = []
             for name, parameter in ctx.model.named_parameters():
-                if parameter.grad is None or name not in self.importance:
+                if not parameter.requires_grad or name not in self.importance:
                     continue
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
                 if self.importance[name].device != parameter.device:
                     self.importance[name] = self.importance[name].to(parameter.device)
                     self.anchor[name] = self.anchor[name].to(parameter.device)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from perdure.models.objectives import total_loss
 from perdure.types import Batch, Context, Example
@@ -72,7 +73,8 @@ def _together(ctx: Context, parameters: Mapping[str, Tensor], batch: Batch, targ
         return functional_call(bound, weights, (row,))
 
     assert isinstance(batch.x, Tensor)
-    with torch.no_grad():
+    # The fused attention kernels have no batching rule: vmap would run them row by row. The plain one has.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         gradients = vmap(grad(loss), in_dims=(None, 0, 0), randomness="error")(values, batch.x, targets)
     return {name.removeprefix("model."): value for name, value in gradients.items()}
 

@@ -1,0 +1,238 @@
+"""The law table: every strategy, and some chains, under the same laws in the same worlds."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perdure.strategies import EWC, Chain, Naive, Replay, Strategy
+from perdure.training import checkpoint
+from perdure.training.learner import Learner
+from perdure.training.loop import fit
+
+EPOCHS = 2
+
+
+def digest(state: Any) -> str:
+    """SHA-256 of a nested state, tensors bit by bit."""
+    found = hashlib.sha256()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in sorted(value):
+                found.update(key.encode())
+                walk(value[key])
+        elif isinstance(value, list | tuple):
+            found.update(str(len(value)).encode())
+            for inner in value:
+                walk(inner)
+        else:
+            found.update(repr(value).encode())
+
+    walk(state)
+    return found.hexdigest()
+
+
+def everything(world: Any, learner: Learner) -> str:
+    scores = [learner.score(task.evaluation) for task in world.tasks]
+    return digest({"state": learner.state_dict(), "scores": scores})
+
+
+def plain_loss(world: Any, model: nn.Module, rows: Any) -> Tensor:
+    """The task loss as one would write it by hand."""
+    x, y = [row.x for row in rows], [row.y for row in rows]
+    if world.objective == "causal_lm":
+        ids = nn.utils.rnn.pad_sequence(x, batch_first=True)
+        labels = nn.utils.rnn.pad_sequence(y, batch_first=True, padding_value=-100)
+        logits = model(input_ids=ids, use_cache=False).logits
+        return F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+    output = model(torch.stack(x))
+    if world.objective == "regression":
+        return 0.5 * F.mse_loss(output.squeeze(-1), torch.stack(y))
+    return F.cross_entropy(output, torch.stack(y))
+
+
+def test_first_task_equals_plain_training_bit_for_bit(world: Any, make_strategy: Callable[[], Strategy]) -> None:
+    """Law 1, against a loop written by hand that knows nothing of perdure's."""
+    learner = world.learner(make_strategy())
+    torch.manual_seed(7)
+    results = [result for _, _, result in world.train(learner, upto=1)]
+
+    torch.manual_seed(7)
+    model = world.make_model()
+    torch.manual_seed(7)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    losses = []
+    model.train()
+    for epoch in range(EPOCHS):
+        for rows in world.source(0).batches(0, epoch):
+            loss = plain_loss(world, model, rows)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    for (name, ours), theirs in zip(learner.model.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    if world.objective == "regression":  # mean of halves against half of the mean: the last bit may differ
+        assert [result.loss for result in results] == pytest.approx(losses, rel=1e-6)
+    else:
+        assert [result.loss for result in results] == losses
+
+
+def killed_and_resumed(world: Any, make: Callable[[], Strategy], at: int, path: Path, lose: str = "") -> Learner:
+    """Train `at` steps, save to disk, start afresh from the file, and train to the end."""
+    torch.manual_seed(5)
+    first = world.learner(make())
+    steps = world.train(first)
+    index, position, _ = next(steps)
+    for _ in range(at - 1):
+        index, position, _ = next(steps)
+    state = first.state_dict()
+    if lose == "strategy":
+        state["strategy"] = make_blank(world, make, index)
+    elif lose == "rng":
+        state["rng"]["torch"] = torch.Generator().manual_seed(99).get_state()
+    checkpoint.save(path, state)
+    steps.close()
+
+    torch.manual_seed(1234)  # a new process would not know the old generator
+    second = world.learner(make())
+    for i in range(index + 1):
+        second.begin_task(world.tasks[i], i, resuming=True)
+    second.load_state_dict(checkpoint.load(path))
+    for _ in fit(second, world.source(index), second.phases(world.tasks[index], EPOCHS), position):
+        pass
+    second.end_task()
+    for i in range(index + 1, len(world.tasks)):
+        second.begin_task(world.tasks[i], i)
+        for _ in fit(second, world.source(i), second.phases(world.tasks[i], EPOCHS)):
+            pass
+        second.end_task()
+    return second
+
+
+def make_blank(world: Any, make: Callable[[], Strategy], index: int) -> dict[str, Any]:
+    blank = world.learner(make())
+    for i in range(index + 1):
+        blank.begin_task(world.tasks[i], i)
+    return blank.strategy.state_dict()
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 7, 11])
+def test_killed_and_resumed_ends_the_same(
+    world: Any, make_strategy: Callable[[], Strategy], at: int, tmp_path: Path
+) -> None:
+    """Law 2: 6 steps a task, so that 1 and 5 are in the first, 6 at its end, 7 and 11 in the second."""
+    torch.manual_seed(5)
+    undisturbed = world.run(world.learner(make_strategy()))
+    resumed = killed_and_resumed(world, make_strategy, at, tmp_path / "saved")
+    assert everything(world, resumed) == everything(world, undisturbed)
+
+
+@pytest.mark.parametrize("make", [lambda: Replay(capacity=6), lambda: EWC(strength=5.0)])
+def test_without_its_state_the_run_differs(world: Any, make: Callable[[], Strategy], tmp_path: Path) -> None:
+    """Law 3's control: the comparison above can fail."""
+    torch.manual_seed(5)
+    undisturbed = world.run(world.learner(make()))
+    resumed = killed_and_resumed(world, make, 7, tmp_path / "saved", lose="strategy")
+    assert everything(world, resumed) != everything(world, undisturbed)
+
+
+def test_without_the_generator_the_run_differs(mlp_world: Any, tmp_path: Path) -> None:
+    """The same control for dropout's generator."""
+    torch.manual_seed(5)
+    undisturbed = mlp_world.run(mlp_world.learner(Naive()))
+    resumed = killed_and_resumed(mlp_world, Naive, 7, tmp_path / "saved", lose="rng")
+    assert everything(mlp_world, resumed) != everything(mlp_world, undisturbed)
+
+
+def test_state_round_trip_is_the_identity(
+    world: Any, make_strategy: Callable[[], Strategy], tmp_path: Path
+) -> None:
+    """Law 3: through the disk and back, into a strategy that has seen nothing."""
+    learner = world.run(world.learner(make_strategy()))
+    state = learner.strategy.state_dict()
+    checkpoint.save(tmp_path / "saved", state)
+    other = world.learner(make_strategy())
+    for i, task in enumerate(world.tasks):
+        other.begin_task(task, i, resuming=True)
+    other.strategy.load_state_dict(checkpoint.load(tmp_path / "saved"))
+    assert digest(other.strategy.state_dict()) == digest(state)
+
+
+def test_frozen_parameters_stay_bitwise(world: Any, make_strategy: Callable[[], Strategy]) -> None:
+    """Law 5: the first tensor is frozen by hand; with LoRA the whole base is."""
+    learner = world.learner(make_strategy())
+    if world.name != "llama-lora":
+        next(learner.model.parameters()).requires_grad_(False)
+    before = {n: p.detach().clone() for n, p in learner.model.named_parameters() if not p.requires_grad}
+    assert before
+    world.run(learner)
+    own = dict(learner.model.named_parameters())
+    for name, value in before.items():
+        assert torch.equal(own[name], value), name
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_micro_batches_equal_the_big_batch(
+    world: Any, make_strategy: Callable[[], Strategy], dtype: torch.dtype, tolerance: float
+) -> None:
+    """Law 6, with ragged lengths where there are lengths; dropout off, for it draws by the batch.
+
+    Plain SGD: Adam divides by the root of a second moment that is near zero at first and blows rounding up.
+    """
+    torch.set_default_dtype(dtype)
+    try:
+        ends = []
+        for micro in (None, 2, 3):
+            learner = world.learner(
+                make_strategy(), micro_batch_size=micro, optimizer={"type": "sgd", "lr": 0.05, "momentum": 0.9}
+            )
+            learner.model.to(dtype)
+            for module in learner.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+            tasks = tuple(cast(task, dtype) for task in world.tasks)
+            small = copy.copy(world)
+            object.__setattr__(small, "tasks", tasks)
+            small.run(learner)
+            ends.append([p.detach().clone() for p in learner.model.parameters()])
+        for other in ends[1:]:
+            for one, two in zip(ends[0], other, strict=True):
+                torch.testing.assert_close(one, two, rtol=0, atol=tolerance)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def cast(task: Any, dtype: torch.dtype) -> Any:
+    def turned(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.is_floating_point() else value
+
+    rows = tuple(row.but(x=turned(row.x), y=turned(row.y)) for row in task.train)
+    return type(task)(task.name, rows, task.evaluation)
+
+
+def test_a_chain_member_never_shifts_anothers_draws(mlp_world: Any) -> None:
+    """EWC with drawn targets has the same Fisher alone and behind a strategy that draws nothing on its own."""
+    alone = EWC(strength=0.0, fisher="true")
+    behind = EWC(strength=0.0, fisher="true")
+    front = EWC(strength=0.0, fisher="true")
+    torch.manual_seed(0)
+    mlp_world.run(mlp_world.learner(Chain([Naive(), alone])), upto=1)
+    torch.manual_seed(0)
+    mlp_world.run(mlp_world.learner(Chain([behind, Replay(capacity=4)])), upto=1)
+    torch.manual_seed(0)
+    mlp_world.run(mlp_world.learner(front), upto=1)
+    for name in alone.importance:
+        assert torch.equal(alone.importance[name], behind.importance[name])

@@ -1,0 +1,94 @@
+"""Replay: how many rows, which, and how the loss counts them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from perdure.errors import StrategyError
+from perdure.memory import ReservoirBuffer
+from perdure.strategies import Replay
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.6, 1.0, 2.5])
+def test_ratio_is_exact_at_every_step(mlp_world: Any, ratio: float) -> None:
+    """After n new rows of the second task ⌊ratio·n⌋ were replayed, never one more or less."""
+    learner = mlp_world.learner(Replay(capacity=5, ratio=ratio))
+    new = replayed = 0
+    for index, _, result in mlp_world.train(learner):
+        if index == 0:
+            assert result.replayed_rows == 0
+            continue
+        new += result.rows - result.replayed_rows
+        replayed += result.replayed_rows
+        assert replayed == int(ratio * new)
+
+
+def test_replayed_rows_are_earlier_ones_and_say_so(mlp_world: Any) -> None:
+    strategy = Replay(capacity=5)
+    learner = mlp_world.run(mlp_world.learner(strategy), upto=1)
+    learner.begin_task(mlp_world.tasks[1], 1)
+    assert learner.ctx is not None
+    mixed = strategy.mix(learner.ctx, list(mlp_world.tasks[1].train[:3]))
+    assert [row.source for row in mixed] == ["task"] * 3 + ["replay"] * 3
+    assert {row.task for row in mixed[3:]} == {"a"}
+    assert len({row.key for row in mixed[3:]}) == 3
+
+
+def test_loss_is_the_mean_over_all_target_tokens(llama_world: Any) -> None:
+    """By hand: the sum of every row's loss, new or replayed, over the number of all their targets."""
+    strategy = Replay(capacity=5)
+    learner = llama_world.run(llama_world.learner(strategy), upto=1)
+    learner.begin_task(llama_world.tasks[1], 1)
+    assert learner.ctx is not None
+    rows = list(llama_world.tasks[1].train[:4])
+    saved = strategy.state_dict()
+    mixed = strategy.mix(learner.ctx, rows)
+    strategy.load_state_dict(saved)
+    total, targets = 0.0, 0
+    for row in mixed:
+        total += float(learner.ctx.loss_of([row], reduction="sum").detach())
+        targets += int((row.y[1:] != -100).sum())
+    assert learner.step(rows).loss == pytest.approx(total / targets, rel=1e-6)
+
+
+def test_a_buffer_of_ones_own_and_the_default(mlp_world: Any) -> None:
+    """None makes a reservoir of 1,000 from the run's seed."""
+    own = ReservoirBuffer(3, seed=9)
+    mlp_world.run(mlp_world.learner(Replay(own)), upto=1)
+    assert len(own) == 3
+    default = Replay()
+    mlp_world.run(mlp_world.learner(default), upto=1)
+    assert isinstance(default.buffer, ReservoirBuffer)
+    assert (default.buffer.capacity, default.buffer.seed) == (1000, 0)
+
+
+def test_memory_smaller_than_a_steps_share_is_gone_through_again(mlp_world: Any) -> None:
+    strategy = Replay(capacity=2, ratio=2.0)
+    learner = mlp_world.run(mlp_world.learner(strategy), upto=1)
+    learner.begin_task(mlp_world.tasks[1], 1)
+    assert learner.step(mlp_world.tasks[1].train[:4]).replayed_rows == 8
+
+
+@pytest.mark.parametrize(
+    "settings", [{"ratio": 0}, {"ratio": float("nan")}, {"ratio": float("inf")}, {"capacity": 0}]
+)
+def test_bad_settings_are_refused_in_words(settings: dict[str, Any]) -> None:
+    with pytest.raises(StrategyError, match=f"replay: {next(iter(settings))}"):
+        Replay(**settings)
+
+
+def test_memory_takes_every_task_alike(mlp_world: Any) -> None:
+    """Over many seeds a reservoir of 6 of 20 rows holds each of the two tasks' rows equally often."""
+    counts = torch.zeros(2)
+    for seed in range(400):
+        buffer = ReservoirBuffer(6, seed=seed)
+        for i, task in enumerate(mlp_world.tasks):
+            buffer.extend(task.train)
+            assert len(buffer) == 6, i
+        for row in buffer:
+            counts["ab".index(row.task)] += 1
+    # 2,400 draws, half of them expected for each: 5 standard deviations are about 104 here.
+    assert abs(float(counts[0]) - 1200) < 104
