@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 NANO = Path(__file__).parent / "nano"
 EMBEDDED = {"nano": NANO}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+HUB_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,9 +81,9 @@ def load(name: str, attention: str | None = None) -> LanguageModel:
 
     source = resolve(name)
     local = Path(source).is_dir()
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if local:
-        options["local_files_only"] = True
+    reachable = local or _hub_answers(source)
+    # A hub model that was fetched before is loaded from the cache where the hub cannot be reached.
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local or not reachable}
     import torch
 
     try:
@@ -99,7 +100,7 @@ def load(name: str, attention: str | None = None) -> LanguageModel:
     except Exception as error:
         # Transformers raises many types here (OSError, ValueError, KeyError, safetensors' own); all are the
         # same to the user: this model cannot be loaded.
-        raise ModelError(_explain(name, local, error)) from error
+        raise ModelError(_explain(name, local, reachable, error)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model {name!r}: its tokenizer has no end-of-sequence token, which answers must end with")
     return LanguageModel(name, source, model, tokenizer, max_positions(model))
@@ -114,10 +115,27 @@ def max_positions(model: Any) -> int:
     return 2048
 
 
-def _explain(name: str, local: bool, error: Exception) -> str:
+def _hub_answers(name: str) -> bool:
+    """Whether the hub can be reached: one short try, since its client would go on trying for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_SECONDS)
+    except HfHubHTTPError:
+        return True  # an answer, if not the hoped-for one: the loader says what is wrong
+    except Exception:
+        # The client's network errors have no common type over its versions.
+        return False
+    return True
+
+
+def _explain(name: str, local: bool, reachable: bool, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if local:
         return f"model folder {name!r} cannot be loaded: {reason}"
+    if not reachable:
+        reason = "the hub cannot be reached, and the model is not in its cache"
     return (
         f"model {name!r} is not a folder here and could not be fetched from the hub ({reason}). "
         "Check the name and the network, or download it elsewhere and give the folder's path with --model."
