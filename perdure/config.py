@@ -182,7 +182,7 @@ def _enter(place: Any, part: str, assignment: str) -> Any:
 
 
 def _index(place: list[Any], part: str, assignment: str) -> int:
-    if part.isdigit() and int(part) < len(place):
+    if part.isdecimal() and int(part) < len(place):
         return int(part)
     raise ConfigError(f"--set {assignment!r}: {part!r} must be a position from 0 to {len(place) - 1}")
 

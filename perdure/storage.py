@@ -75,6 +75,7 @@ def folder(path: Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.old")
     with guarded(path):
         try:
+            _put_back(old, path)
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             yield aside
@@ -89,8 +90,15 @@ def folder(path: Path) -> Iterator[Path]:
             sync(path.parent)
             shutil.rmtree(old, ignore_errors=True)
         except BaseException:
+            _put_back(old, path)
             shutil.rmtree(aside, ignore_errors=True)
             raise
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Undo a replacement that stopped between its two renames."""
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
 def sync(path: Path) -> None:
