@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,3 +36,70 @@ def bitstories() -> Path:
 def stories260k() -> Path:
     """A real 0.26M-parameter causal LM."""
     return _below_shared("models", "stories260K")
+
+
+LANGUAGE_MODELS = {"llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral", "bitnet": "BitNet", "lfm2": "Lfm2"}
+
+
+@pytest.fixture(scope="session")
+def make_lm() -> Callable[..., Any]:
+    """Build a random causal LM of a few thousand weights: `make_lm(kind, seed, spread, **config)`, in eval mode.
+
+    `spread` is the standard deviation of its matrices; 0.3 makes answers that vary with the prompt.
+    """
+    import torch
+    import transformers
+
+    def make(kind: str = "llama", seed: int = 0, spread: float | None = None, **changes: Any) -> Any:
+        settings: dict[str, Any] = {
+            "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
+        }  # fmt: skip
+        if kind == "lfm2":
+            settings["layer_types"] = ["conv", "full_attention"]
+        name = LANGUAGE_MODELS[kind]
+        torch.manual_seed(seed)
+        config = getattr(transformers, f"{name}Config")(**{**settings, **changes})
+        model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+        if spread is not None:
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    torch.nn.init.normal_(parameter, std=spread)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_mlp() -> Callable[..., Any]:
+    """Build a small seeded network: `make_mlp(inputs, outputs, seed)`."""
+    import torch
+    from torch import nn
+
+    def make(inputs: int = 5, outputs: int = 3, seed: int = 0) -> Any:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(inputs, 8), nn.Tanh(), nn.Linear(8, outputs))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_lm_rows() -> Callable[..., Any]:
+    """Build causal-LM examples of ragged lengths, part of each not learnt: `make_lm_rows(count, seed)`."""
+    import torch
+
+    from perdure.types import Example
+
+    def make(count: int, seed: int = 0, task: str = "t", longest: int = 12) -> Any:
+        rng = torch.Generator().manual_seed(seed)
+        rows = []
+        for i in range(count):
+            length = int(torch.randint(4, longest + 1, (), generator=rng))
+            ids = torch.randint(3, 40, (length,), generator=rng)
+            labels = ids.clone()
+            labels[: int(torch.randint(1, length - 1, (), generator=rng))] = -100
+            rows.append(Example(f"{task}-{seed}-{i}", task, x=ids, y=labels))
+        return rows
+
+    return make
