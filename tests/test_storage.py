@@ -127,9 +127,14 @@ def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None
 def test_a_folder_whose_filling_fails_leaves_the_old_one(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "f"
     fill(path, "old")
-    with pytest.raises(type(error)), folder(path) as aside:
-        (aside / "a.txt").write_text("half")
-        raise error
+
+    def fail() -> None:
+        with folder(path) as aside:
+            (aside / "a.txt").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
     assert held(path) == "old"
     assert names(tmp_path) == ["f"]
 
@@ -180,9 +185,14 @@ def test_what_a_killed_write_left_is_cleared(tmp_path: Path) -> None:
 def test_a_replacement_that_was_killed_halfway_is_undone(tmp_path: Path) -> None:
     path = tmp_path / "f"
     fill(tmp_path / ".f.old", "old")
-    with pytest.raises(ValueError), folder(path):
-        assert held(path) == "old"
-        raise ValueError
+
+    def fail() -> None:
+        with folder(path):
+            assert held(path) == "old"
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        fail()
     assert held(path) == "old"
     assert names(tmp_path) == ["f"]
 
