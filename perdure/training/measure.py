@@ -62,10 +62,10 @@ class Measure:
                 )
             prompts, references, lengths = [], [], [1]
             for row in chosen:
+                if all(segment.learn for segment in row.segments):
+                    continue  # plain text has no question to answer: it is scored by its loss alone
                 prompt = self.encoder.prompt_ids(row)
                 reference = self.encoder.reference(row)
-                if len(prompt) == 0 or not reference:
-                    continue  # plain text has no question to answer: it is scored by its loss alone
                 prompts.append(prompt)
                 references.append(reference)
                 lengths.append(len(row.x) - len(prompt) if row.x is not None else 1)
