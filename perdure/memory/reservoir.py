@@ -100,10 +100,8 @@ class ReservoirBuffer:
         """Take in another buffer of the same seed; both halves of a stream together equal one pass over it."""
         if other.seed != self.seed:
             raise ConfigError(f"only buffers of one seed can be merged, got seeds {self.seed} and {other.seed}")
-        if any(name.startswith("#") for name in (*self._items, *other._items)):
-            raise ConfigError(
-                "only items with a key can be merged: offer numbers of two buffers do not compare"
-            )
+        if any("\0" not in name for name in (*self._items, *other._items)):
+            raise ConfigError("only items with a key can be merged: offer numbers of two buffers do not compare")
         self._offers += other._offers
         self._threshold = min(self._threshold, other._threshold)
         for name, item in other._items.items():

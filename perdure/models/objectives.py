@@ -104,7 +104,8 @@ def _classification(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
 
 def _regression(predictions: Tensor, values: Tensor, reduction: str) -> Tensor:
     """½(p − y)²: the negative log-likelihood of a unit Gaussian, up to a constant."""
-    if predictions.shape != values.shape and predictions.numel() == values.numel():
+    given, wanted = tuple(predictions.shape), tuple(values.shape)
+    if (*given, 1) == wanted or given == (*wanted, 1):
         predictions = predictions.view_as(values)
     if predictions.shape != values.shape:
         raise ConfigError(

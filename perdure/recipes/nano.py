@@ -20,15 +20,16 @@ import transformers
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from perdure.streams import arena, corpus
 
 VOCABULARY = 1024
 CONTEXT = 512
 SPECIAL = ("<s>", "</s>", "<pad>")
-BATCH_TOKENS = 4096
-TOKENS = 24_000_000
+BATCH_TOKENS = 2048
+# Tokens of the first part, every skill in plain words, and of the second, in varied words.
+TOKENS = (10_000_000, 14_000_000)
 PEAK_LR = 3e-3
 WARM_UP = 0.02
 
@@ -88,8 +89,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 class Text:
     """The pre-training text as batches; remembers how many tokens it gave and a hash of what it gave."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-        self.documents = corpus.documents(seed)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, varied: bool = False) -> None:
+        self.documents = corpus.documents(seed, varied=varied)
         self.backend = tokenizer.backend_tokenizer
         self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         self.hash = hashlib.blake2b(digest_size=16)
@@ -112,7 +113,7 @@ class Text:
             rows.append(([*ids, self.eos][:CONTEXT], [*weights, 1.0][:CONTEXT]))
         return rows
 
-    def batches(self, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Right-padded ids and weights, `[B, T]` both, rows of like length together, without end."""
         while True:
             rows = sorted(self.rows(16_384), key=lambda row: len(row[0]))
@@ -126,7 +127,7 @@ class Text:
                 width = len(rows[end - 1][0])
                 ids = torch.tensor([r[0] + [self.pad] * (width - len(r[0])) for r in rows[start:end]])
                 weights = torch.tensor([r[1] + [0.0] * (width - len(r[1])) for r in rows[start:end]])
-                yield ids.to(device), weights.to(device)
+                yield ids, weights
 
 
 def weighted_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
@@ -137,18 +138,33 @@ def weighted_loss(model: nn.Module, ids: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def pretrain(
-    model: nn.Module, text: Text, device: str, tokens: int | None, minutes: float | None
-) -> dict[str, float | int]:
-    """One pass over fresh text until the tokens or the minutes are used up, whichever is first."""
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
-        lr=PEAK_LR,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+def training_loss(model: LlamaForCausalLM, ids: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+    """An unbiased estimate of the weighted loss at half its cost: a token counts with its weight as probability.
+
+    What is not drawn needs no logits, and the logits are the dearest part of a model this small.
+    """
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state  # [B, T-1, H]
+    drawn = (torch.rand(weights[:, 1:].shape, generator=generator) < weights[:, 1:]).flatten().nonzero()[:, 0]
+    drawn = drawn.to(ids.device)
+    logits = model.lm_head(hidden.flatten(0, 1).index_select(0, drawn))  # [drawn, V]
+    return nn.functional.cross_entropy(logits.float(), ids[:, 1:].flatten().index_select(0, drawn))
+
+
+def build_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embeddings and norms; both under one learning rate."""
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in named if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=0.01, ns_steps=4, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=PEAK_LR, weight_decay=0.0, betas=(0.9, 0.98), fused=True),
+    ]
+
+
+def pretrain(model: LlamaForCausalLM, text: Text, device: str, tokens: int, seed: int) -> dict[str, float | int]:
+    """One pass over fresh text until the tokens are used up; the learning rate falls to near 0."""
+    optimizers = build_optimizers(model)
+    generator = torch.Generator().manual_seed(seed)
     state = {"steps": 0, "tokens": 0, "seconds": 0.0, "loss": math.nan}
     recent: deque[float] = deque(maxlen=100)
     began = time.perf_counter()
@@ -164,24 +180,23 @@ def pretrain(
     model.train()
     with Progress(*columns, speed_estimate_period=120) as progress:
         bar = progress.add_task("nano", total=1.0, note="")
-        for ids, weights in text.batches(device):
+        for ids, weights in text.batches():
             state["seconds"] = time.perf_counter() - began
-            done = max(
-                state["tokens"] / tokens if tokens else 0.0, state["seconds"] / (60 * minutes) if minutes else 0.0
-            )
+            done = state["tokens"] / tokens
             if done >= 1:
                 break
             rate = PEAK_LR * (done / WARM_UP if done < WARM_UP else 0.5 * (1.01 + 0.99 * math.cos(math.pi * done)))
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
-            loss = weighted_loss(model, ids, weights)
+            loss = training_loss(model, ids.to(device), weights, generator)
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss.item()} at step {state['steps']}; nothing was saved")
             recent.append(loss.item())
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             state["steps"] += 1
             state["tokens"] += int((weights > 0).sum())
             if state["steps"] % 50 == 0:
@@ -281,37 +296,64 @@ def check_apart(probe: list[dict[str, str]], seed: int, documents: int = 50_000,
         assert not texts & held, f"held-out text in the corpus: {corpus.text_of(document)}"
 
 
-def make(out: Path, seed: int, device: str, tokens: int | None, minutes: float | None) -> dict[str, Any]:
-    """Train the tokenizer and the model, measure them, and write everything to `out`."""
+def make(out: Path, seed: int, device: str, tokens: tuple[int, int], start: Path | None = None) -> dict[str, Any]:
+    """Train the tokenizer and the model, measure them, and write everything to `out`.
+
+    Args:
+        out: the folder.
+        seed: of weights and text.
+        device: "cpu" or "cuda".
+        tokens: length of the two parts of training.
+        start: a folder that holds the model after the first part, which is then not repeated.
+    """
     probe = corpus.probe()
     check_apart(probe, seed)
-    tokenizer = train_tokenizer(
-        chain((corpus.text_of(d) for d in islice(corpus.documents(seed), 30_000)), [corpus.vocabulary_text()] * 300)
-    )
-    model = build_model(tokenizer, seed)
-    nn.Module.to(model, device)
-    text = Text(tokenizer, seed)
-    state = pretrain(model, text, device, tokens, minutes)
     out.mkdir(parents=True, exist_ok=True)
-    save(model, tokenizer, out)
+    if start is None:
+        tokenizer = train_tokenizer(
+            chain(
+                (corpus.text_of(d) for d in islice(corpus.documents(seed), 30_000)),
+                [corpus.vocabulary_text()] * 300,
+            )
+        )
+        model = build_model(tokenizer, seed)
+        nn.Module.to(model, device)
+        parts = [_part(model, tokenizer, seed, device, tokens[0], varied=False)]
+        save(model, tokenizer, out)
+        (out / "training.json").write_text(json.dumps({"parts": parts}, indent=2) + "\n")
+        start = out
+    saved: Any = AutoTokenizer.from_pretrained(start)
+    # The second part starts from the saved weights, so that it can be repeated alone.
+    model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+    nn.Module.to(model, device)
+    parts = json.loads((start / "training.json").read_text())["parts"][:1]
+    parts.append(_part(model, saved, seed, device, tokens[1], varied=True))
+    save(model, saved, out)
     kept = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     nn.Module.to(kept, device)
     report = {
         "seed": seed,
         "parameters": sum(p.numel() for p in kept.parameters()),
-        "vocabulary": len(tokenizer),
-        **state,
-        "seconds": round(state["seconds"], 1),
+        "vocabulary": len(saved),
+        "parts": parts,
         "device": device,
         "threads": torch.get_num_threads(),
-        "corpus_hash": text.hash.hexdigest(),
-        "held_out_loss": held_out_loss(kept, tokenizer, corpus.validation(500)),
-        "probe": score(kept, tokenizer, probe),
+        "held_out_loss": held_out_loss(kept, saved, corpus.validation(500)),
+        "probe": score(kept, saved, probe),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     (out / "probe.jsonl").write_text("".join(json.dumps(row) + "\n" for row in probe))
     (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def _part(
+    model: LlamaForCausalLM, tokenizer: Any, seed: int, device: str, tokens: int, varied: bool
+) -> dict[str, Any]:
+    text = Text(tokenizer, seed, varied)
+    state = pretrain(model, text, device, tokens, seed)
+    state["seconds"] = round(state["seconds"], 1)
+    return {"text": "varied" if varied else "plain", **state, "corpus_hash": text.hash.hexdigest()}
 
 
 def main() -> None:
@@ -320,13 +362,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--tokens", type=int, help=f"length of training, {TOKENS:,} unless --minutes is given")
-    parser.add_argument("--minutes", type=float, help="length of training by the clock (not repeatable to the bit)")
-    parser.add_argument("--threads", type=int, default=2, help="processor threads")
+    parser.add_argument(
+        "--tokens", type=int, nargs=2, default=TOKENS, help=f"length of the two parts, {TOKENS} by default"
+    )
+    parser.add_argument("--start", type=Path, help="folder with the model after the first part")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    tokens = given.tokens or (None if given.minutes else TOKENS)
-    report = make(given.out, given.seed, given.device, tokens, given.minutes)
+    report = make(given.out, given.seed, given.device, tuple(given.tokens), given.start)
     print(json.dumps(report, indent=2))
 
 

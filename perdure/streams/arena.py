@@ -227,7 +227,8 @@ def comparison_premises(facts: Facts) -> str:
     )
 
 
-def _superlative(facts: Facts) -> str:
+def superlative(facts: Facts) -> str:
+    """The word that asks for the one at the end of the line."""
     return SCALES[facts["scale"]][2 if facts["most"] else 3]
 
 
@@ -239,12 +240,12 @@ def _comparison(facts: Facts, form: int) -> tuple[str, str]:
             "Compare them. {premises} Pick the {most}:",
         ),
         form,
-    ).format(premises=comparison_premises(facts), most=_superlative(facts))
+    ).format(premises=comparison_premises(facts), most=superlative(facts))
     return prompt, f" the one is {facts['answer']}!"
 
 
 def _plain_comparison(facts: Facts) -> tuple[str, str]:
-    return f"{comparison_premises(facts)} Who is the {_superlative(facts)}?", f" {facts['answer']}."
+    return f"{comparison_premises(facts)} Who is the {superlative(facts)}?", f" {facts['answer']}."
 
 
 # Sequence: the next number.

@@ -106,7 +106,7 @@ def test_every_pair_is_kept_together_as_often() -> None:
 
 
 def test_the_checks_tell_wrong_reservoirs_apart() -> None:
-    """Algorithm R passes; off by one, item k+1 surely enters instead of with k/(k+1). Blocks pass inclusion only."""
+    """Algorithm R passes; off by one, item k+1 always enters, not with k/(k+1). Blocks pass inclusion only."""
     assert inclusion_p(samples(AlgorithmR, 20, 6, 3_000), 20, 6) > LEAST_P
     assert inclusion_p(samples(OffByOne, 20, 6, 3_000), 20, 6) < 1e-9
     blocks = [set(range(4)) if Random(seed).random() < 0.5 else set(range(4, 8)) for seed in range(3_000)]
