@@ -1,6 +1,6 @@
 """Make nano from nothing: generated text, a byte-level BPE tokenizer, a small Llama, its probe score.
 
-python -m perdure.recipes.nano --out DIR [--seed 0] [--device cpu|cuda] [--tokens N | --minutes M]
+python -m perdure.recipes.nano --out DIR [--seed 0] [--device cpu|cuda] [--tokens N] [--threads N]
 """
 
 import argparse
@@ -20,7 +20,7 @@ import transformers
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from perdure.streams import arena, corpus
 
@@ -28,8 +28,7 @@ VOCABULARY = 1024
 CONTEXT = 512
 SPECIAL = ("<s>", "</s>", "<pad>")
 BATCH_TOKENS = 2048
-# Tokens of the first part, every skill in plain words, and of the second, in varied words.
-TOKENS = (10_000_000, 14_000_000)
+TOKENS = 20_000_000
 PEAK_LR = 3e-3
 WARM_UP = 0.02
 
@@ -89,8 +88,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 class Text:
     """The pre-training text as batches; remembers how many tokens it gave and a hash of what it gave."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, varied: bool = False) -> None:
-        self.documents = corpus.documents(seed, varied=varied)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+        self.documents = corpus.documents(seed)
         self.backend = tokenizer.backend_tokenizer
         self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         self.hash = hashlib.blake2b(digest_size=16)
@@ -296,64 +295,37 @@ def check_apart(probe: list[dict[str, str]], seed: int, documents: int = 50_000,
         assert not texts & held, f"held-out text in the corpus: {corpus.text_of(document)}"
 
 
-def make(out: Path, seed: int, device: str, tokens: tuple[int, int], start: Path | None = None) -> dict[str, Any]:
-    """Train the tokenizer and the model, measure them, and write everything to `out`.
-
-    Args:
-        out: the folder.
-        seed: of weights and text.
-        device: "cpu" or "cuda".
-        tokens: length of the two parts of training.
-        start: a folder that holds the model after the first part, which is then not repeated.
-    """
+def make(out: Path, seed: int, device: str, tokens: int) -> dict[str, Any]:
+    """Train the tokenizer and the model, measure them, and write everything to `out`."""
     probe = corpus.probe()
     check_apart(probe, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    if start is None:
-        tokenizer = train_tokenizer(
-            chain(
-                (corpus.text_of(d) for d in islice(corpus.documents(seed), 30_000)),
-                [corpus.vocabulary_text()] * 300,
-            )
-        )
-        model = build_model(tokenizer, seed)
-        nn.Module.to(model, device)
-        parts = [_part(model, tokenizer, seed, device, tokens[0], varied=False)]
-        save(model, tokenizer, out)
-        (out / "training.json").write_text(json.dumps({"parts": parts}, indent=2) + "\n")
-        start = out
-    saved: Any = AutoTokenizer.from_pretrained(start)
-    # The second part starts from the saved weights, so that it can be repeated alone.
-    model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+    tokenizer = train_tokenizer(
+        chain((corpus.text_of(d) for d in islice(corpus.documents(seed), 30_000)), [corpus.vocabulary_text()] * 300)
+    )
+    model = build_model(tokenizer, seed)
     nn.Module.to(model, device)
-    parts = json.loads((start / "training.json").read_text())["parts"][:1]
-    parts.append(_part(model, saved, seed, device, tokens[1], varied=True))
-    save(model, saved, out)
+    text = Text(tokenizer, seed)
+    state = pretrain(model, text, device, tokens, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    save(model, tokenizer, out)
     kept = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     nn.Module.to(kept, device)
     report = {
         "seed": seed,
         "parameters": sum(p.numel() for p in kept.parameters()),
-        "vocabulary": len(saved),
-        "parts": parts,
+        "vocabulary": len(tokenizer),
+        **state,
+        "seconds": round(state["seconds"], 1),
         "device": device,
         "threads": torch.get_num_threads(),
-        "held_out_loss": held_out_loss(kept, saved, corpus.validation(500)),
-        "probe": score(kept, saved, probe),
+        "corpus_hash": text.hash.hexdigest(),
+        "held_out_loss": held_out_loss(kept, tokenizer, corpus.validation(500)),
+        "probe": score(kept, tokenizer, probe),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     (out / "probe.jsonl").write_text("".join(json.dumps(row) + "\n" for row in probe))
     (out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
-
-
-def _part(
-    model: LlamaForCausalLM, tokenizer: Any, seed: int, device: str, tokens: int, varied: bool
-) -> dict[str, Any]:
-    text = Text(tokenizer, seed, varied)
-    state = pretrain(model, text, device, tokens, seed)
-    state["seconds"] = round(state["seconds"], 1)
-    return {"text": "varied" if varied else "plain", **state, "corpus_hash": text.hash.hexdigest()}
 
 
 def main() -> None:
@@ -362,14 +334,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument(
-        "--tokens", type=int, nargs=2, default=TOKENS, help=f"length of the two parts, {TOKENS} by default"
-    )
-    parser.add_argument("--start", type=Path, help="folder with the model after the first part")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"length of training, {TOKENS:,} by default")
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    report = make(given.out, given.seed, given.device, tuple(given.tokens), given.start)
+    report = make(given.out, given.seed, given.device, given.tokens)
     print(json.dumps(report, indent=2))
 
 

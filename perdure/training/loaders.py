@@ -45,7 +45,7 @@ def read_source(
     """All rows of a task, and the order in which they are trained on.
 
     A DataLoader says which dataset, batch size, shuffle flag and `collate_fn`; the order of shuffled rows follows
-    from the seed and the rows' keys. A loader with a sampler of its own, or over an iterable dataset, runs as it is.
+    from the seed and the rows' keys. A loader with a sampler of its own, or over an iterable dataset, runs as is.
 
     Args:
         data: a DataLoader, a map-style Dataset, or a sequence, of `(x, y)` pairs, of mappings with `input_ids` and

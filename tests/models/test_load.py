@@ -193,7 +193,7 @@ def test_longest_sequence(make_lm: Any) -> None:
     assert max_positions(make_lm("llama", max_position_embeddings=96)) == 96
 
     class Odd:
-        class config:  # noqa: N801
+        class config:
             @staticmethod
             def get_text_config() -> object:
                 return object()
