@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from perdure.errors import StrategyError
@@ -38,6 +39,8 @@ class Replay(Strategy):
         self.buffer = buffer
         self.ratio = ratio
         self.capacity = capacity
+        # 0.29 as a float times 100 is below 29; the decimal that was written is meant.
+        self._exact_ratio = Fraction(repr(float(ratio)))
         self._new_rows = 0
         self._owed = 0
 
@@ -52,7 +55,7 @@ class Replay(Strategy):
         if not self.buffer:
             return examples
         self._new_rows += sum(example.source == TASK for example in examples)
-        total = int(self.ratio * self._new_rows)
+        total = int(self._exact_ratio * self._new_rows)
         wanted, self._owed = total - self._owed, total
         replayed: list[Example] = []
         while wanted > 0:
