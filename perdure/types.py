@@ -23,11 +23,14 @@ class Segment:
         text: the text, tokenised on its own, so that a prompt has the same tokens in training and generation.
         learn: whether its tokens are targets.
         cut: whether it may be shortened when the example is too long (the context of a question, say).
+        special: whether strings such as `</s>` in it stand for the special tokens (a chat template's markup); in
+            text from data they are ordinary text.
     """
 
     text: str
     learn: bool = False
     cut: bool = False
+    special: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,7 +29,7 @@ def pack(examples: Sequence[Example]) -> dict[str, Any]:
             "task": example.task,
             "source": example.source,
             "group": example.group,
-            "segments": [[s.text, s.learn, s.cut] for s in example.segments],
+            "segments": [[s.text, s.learn, s.cut, s.special] for s in example.segments],
             "fields": dict(example.fields),
             "extras": {},
         }
@@ -73,7 +73,7 @@ def unpack(packed: Mapping[str, Any]) -> list[Example]:
             Example(
                 key=row["key"],
                 task=row["task"],
-                segments=tuple(Segment(text, learn, cut) for text, learn, cut in row["segments"]),
+                segments=tuple(Segment(*parts) for parts in row["segments"]),
                 x=x,
                 y=y,
                 source=row["source"],

@@ -20,6 +20,8 @@ FIRST_KEYS = 5
 class Encoder:
     """Tokenise examples, segment by segment, so that a prompt has the same tokens in training and generation.
 
+    A string such as `</s>` in a segment is the special token where the segment is `special`, else ordinary text.
+
     Args:
         tokenizer: of `transformers`; it must have an end token.
         max_length: most tokens an example may have, BOS and EOS counted.
@@ -103,11 +105,14 @@ class Encoder:
         texts: list[str] = []
         for segment in reversed(example.segments):
             if segment.learn:
-                texts.insert(0, segment.text)
+                texts.insert(0, self._without_end(segment.text) if segment.special else segment.text)
             elif texts:
                 break
-        text = "".join(texts).strip()
+        return "".join(texts).strip()
+
+    def _without_end(self, text: str) -> str:
         ends = [end for end in {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()} if end]
+        text = text.rstrip()
         while found := next((end for end in ends if text.endswith(end)), None):
             text = text.removesuffix(found).rstrip()
         return text
@@ -130,13 +135,20 @@ class Encoder:
 
     def _tokens(self, examples: Sequence[Example]) -> list[list[list[int]]]:
         """Ids of each example's segments."""
-        texts = [segment.text for example in examples for segment in example.segments]
-        if not texts:
-            return [[] for _ in examples]
-        # verbose: lengths are our business, so the tokenizer need not warn of them.
-        flat = iter(
-            self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        )
+        segments = [segment for example in examples for segment in example.segments]
+        found: dict[int, list[int]] = {}
+        for special in (False, True):
+            places = [i for i, segment in enumerate(segments) if segment.special == special]
+            if places:
+                encoded = self.tokenizer(
+                    [segments[i].text for i in places],
+                    add_special_tokens=False,
+                    split_special_tokens=not special,
+                    return_attention_mask=False,
+                    verbose=False,  # lengths are our business: the tokenizer need not warn of them
+                )
+                found.update(zip(places, encoded["input_ids"], strict=True))
+        flat = iter(found[i] for i in range(len(segments)))
         return [[next(flat) for _ in example.segments] for example in examples]
 
     def _fit(self, example: Example, pieces: list[list[int]]) -> tuple[list[int], list[int], int] | None:
@@ -144,10 +156,10 @@ class Encoder:
 
         Cut segments lose tokens from their end, the last such segment first.
         """
-        filled = [ids for ids in pieces if ids]
         # A chat template may have written BOS and EOS already; each stands once.
-        start = [] if filled and filled[0][: len(self.bos)] == self.bos else self.bos
-        end = [] if filled and filled[-1][-1] == self.eos else [self.eos]
+        filled = [(ids, segment.special) for ids, segment in zip(pieces, example.segments, strict=True) if ids]
+        start = [] if filled and filled[0][1] and filled[0][0][: len(self.bos)] == self.bos else self.bos
+        end = [] if filled and filled[-1][1] and filled[-1][0][-1] == self.eos else [self.eos]
         excess = sum(map(len, pieces)) + len(start) + len(end) - self.max_length
         lost = 0
         pieces = list(pieces)

@@ -32,6 +32,7 @@ class PieceSpec(_Settings):
     text: str
     learn: StrictBool = False
     cut: StrictBool = False
+    special: StrictBool = False
 
 
 class TemplateSpec(_Settings):

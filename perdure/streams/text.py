@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from string import Formatter
 from typing import Any
@@ -31,14 +31,20 @@ class Template:
     A placeholder is a plain column name: no attribute, index, conversion or format.
 
     Raises:
-        ConfigError: a placeholder that is not plain, a lone brace, or a last segment that is not learnt.
+        ConfigError: a placeholder that is not plain, or is in a special piece; a lone brace; a last segment that
+            is not learnt.
     """
 
     segments: tuple[Segment, ...]
 
     def __post_init__(self) -> None:
         for segment in self.segments:
-            _placeholders(segment.text)
+            names = [name for _, name in _placeholders(segment.text) if name is not None]
+            if segment.special and names:
+                raise ConfigError(
+                    f"template: {segment.text!r} is marked special, so it must hold no column: text from data must "
+                    f"not turn into special tokens. Give the column a piece of its own."
+                )
         if not self.segments or not self.segments[-1].learn:
             raise ConfigError(
                 "template: its last piece must be learnt (learn: true), for what follows the last learnt piece "
@@ -47,9 +53,10 @@ class Template:
 
     @classmethod
     def of(cls, config: Mapping[str, str] | Sequence[Mapping[str, Any]]) -> Template:
-        """From `{prompt, answer}` and perhaps `context` (in front, may be cut), or pieces `{text, learn, cut}`."""
+        """From `{prompt, answer}` and perhaps `context` (in front, may be cut), or `{text, learn, cut, special}` each."""
         if not isinstance(config, Mapping):
-            return cls(tuple(Segment(p["text"], p.get("learn", False), p.get("cut", False)) for p in config))
+            flags = ("learn", "cut", "special")
+            return cls(tuple(Segment(p["text"], *(p.get(flag, False) for flag in flags)) for p in config))
         context = (Segment(config["context"], cut=True),) if config.get("context") else ()
         prompt = (Segment(config["prompt"]),) if config.get("prompt") else ()
         return cls((*context, *prompt, Segment(config["answer"], learn=True)))
@@ -72,6 +79,7 @@ class Template:
                 ),
                 segment.learn,
                 segment.cut,
+                segment.special,
             )
             for segment in self.segments
         )
@@ -153,13 +161,13 @@ def conversation(row: Row, tokenizer: Any) -> tuple[Segment, ...]:
     if getattr(tokenizer, "chat_template", None):
         return _rendered(row, messages, tokenizer)
     end = getattr(tokenizer, "eos_token", None) or ""
-    pieces: list[tuple[str, bool]] = []
+    pieces: list[Segment] = []
     for message in messages:
-        pieces.append((f"{message['role'].capitalize()}:\n", False))
+        pieces.append(Segment(f"{message['role'].capitalize()}:\n"))
         if message["role"] == "assistant":
-            pieces += [(message["content"] + end, True), ("\n\n", False)]
+            pieces += [Segment(message["content"], True), Segment(end, True, special=True), Segment("\n\n")]
         else:
-            pieces.append((message["content"] + "\n\n", False))
+            pieces.append(Segment(message["content"] + "\n\n"))
     return _merge(pieces)
 
 
@@ -206,18 +214,18 @@ def _rendered(row: Row, messages: list[dict[str, str]], tokenizer: Any) -> tuple
     else:
         return _by_prefix(row, messages, full, render)
     end = marked[marked.index(marks[-1]) + len(marks[-1]) :].rstrip()
-    pieces: list[tuple[str, bool]] = []
+    pieces: list[Segment] = []
     at = 0
     for message, mark, content in zip(messages, marks, contents, strict=True):
         start = marked.find(mark, at)
         if start < 0:
             continue  # the template leaves this turn out
-        pieces.append((marked[at:start], False))
+        pieces.append(Segment(marked[at:start], special=True))
         at = start + len(mark)
         learn = message["role"] == "assistant"
         if learn and marked.startswith(end, at):
             content, at = content + end, at + len(end)
-        pieces.append((content, learn))
+        pieces.append(Segment(content, learn, special=True))
     return _checked(row, pieces, full)
 
 
@@ -236,7 +244,7 @@ def _by_prefix(
     row: Row, messages: list[dict[str, str]], full: str, render: Callable[..., str]
 ) -> tuple[Segment, ...]:
     """Turns by rendering ever longer beginnings; holds for a template that only ever adds to its text."""
-    pieces: list[tuple[str, bool]] = []
+    pieces: list[Segment] = []
     at = 0
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -248,12 +256,13 @@ def _by_prefix(
                 f"template renders (it changes earlier turns). Write the row with `prompt` and `answer` instead."
             )
         end = len(after.rstrip())
-        pieces += [(full[at : len(before)], False), (full[len(before) : end], True)]
+        asked, answered = full[at : len(before)], full[len(before) : end]
+        pieces += [Segment(asked, special=True), Segment(answered, True, special=True)]
         at = end
     return _checked(row, pieces, full)
 
 
-def _checked(row: Row, pieces: Sequence[tuple[str, bool]], full: str) -> tuple[Segment, ...]:
+def _checked(row: Row, pieces: Sequence[Segment], full: str) -> tuple[Segment, ...]:
     segments = _merge(pieces)
     if not segments or not full.startswith("".join(segment.text for segment in segments)):
         raise DataError(
@@ -263,17 +272,18 @@ def _checked(row: Row, pieces: Sequence[tuple[str, bool]], full: str) -> tuple[S
     return segments
 
 
-def _merge(pieces: Sequence[tuple[str, bool]]) -> tuple[Segment, ...]:
+def _merge(pieces: Sequence[Segment]) -> tuple[Segment, ...]:
     """Neighbours of one kind joined, empty ones dropped, and nothing after the last learnt one."""
-    merged: list[tuple[str, bool]] = []
-    for text, learn in pieces:
-        if merged and merged[-1][1] == learn:
-            merged[-1] = (merged[-1][0] + text, learn)
-        elif text:
-            merged.append((text, learn))
-    while merged and not merged[-1][1]:
+    merged: list[Segment] = []
+    for piece in pieces:
+        last = merged[-1] if merged else None
+        if last and (last.learn, last.special) == (piece.learn, piece.special):
+            merged[-1] = replace(last, text=last.text + piece.text)
+        elif piece.text:
+            merged.append(piece)
+    while merged and not merged[-1].learn:
         merged.pop()
-    return tuple(Segment(text, learn) for text, learn in merged)
+    return tuple(merged)
 
 
 def _placeholders(pattern: str) -> list[tuple[str, str | None]]:

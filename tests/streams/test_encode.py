@@ -25,8 +25,8 @@ def make(bos: bool = True, eos: str | None = "</s>"):
 
 
 def example(*pieces: tuple, key: str = "k") -> Example:
-    """Pieces are (text, flags) with l for learnt and c for cut."""
-    return Example(key, "t", tuple(Segment(text, "l" in flags, "c" in flags) for text, flags in pieces))
+    """Pieces are (text, flags) with l for learnt, c for cut and s for special."""
+    return Example(key, "t", tuple(Segment(text, *(flag in flags for flag in "lcs")) for text, flags in pieces))
 
 
 def ids_and_labels(encoded):
@@ -45,7 +45,7 @@ def test_no_bos_where_the_tokenizer_puts_none():
 
 
 def test_what_a_chat_template_wrote_already_is_not_added_again():
-    encoded = Encoder(make(), 16).encode(example(("<s> a", ""), ("b </s>", "l"), ("c", ""), ("d </s>", "l")))
+    encoded = Encoder(make(), 16).encode(example(("<s> a", "s"), ("b </s>", "ls"), ("c", "s"), ("d </s>", "ls")))
     assert ids_and_labels(encoded) == ([0, 4, 5, 1, 6, 7, 1], [IGNORE, IGNORE, 5, 1, IGNORE, 7, 1])
 
 
@@ -101,7 +101,7 @@ def test_the_prompt_of_generation_is_the_prompt_of_training():
 
 def test_the_reference_of_a_conversation_is_its_last_answer():
     encoder = Encoder(make(), 32)
-    talk = example(("<s> a", ""), ("b </s>", "l"), ("c", ""), ("  d  e </s>", "l"))
+    talk = example(("<s> a", "s"), ("b </s>", "ls"), ("c", "s"), ("  d  e </s>", "ls"))
     assert encoder.reference(talk) == "d  e"
     assert encoder.prompt_ids(talk).tolist() == [0, 4, 5, 1, 6]
     assert encoder.reference(example(("a", ""), (" 42\n", "l"))) == "42"
@@ -166,6 +166,53 @@ def test_a_real_tokenizer_with_pad_equal_to_eos(bitstories):
     assert (
         tokenizer.decode([i for i in labels if i != IGNORE], skip_special_tokens=True).strip() == "there was a cat."
     )
+
+
+ORDINARY = [
+    "Once upon a time, there was a cat.", " leading", "trailing ", "a\n\nb", "\n\nQuestion: why?\nAnswer:",
+    "2 < 3 > 1", "größer 'quoted' {x} 100%", "s> /s <", "<div>text</div>", "日本語 🙂", "-12 + 7 = -5",
+]  # fmt: skip
+
+
+@pytest.fixture(params=["nano", "stories260k"])
+def real(request):
+    from transformers import AutoTokenizer
+
+    from perdure.models.load import NANO
+
+    folder = NANO if request.param == "nano" else request.getfixturevalue(request.param)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_special_tokens_spelt_out_in_data_are_ordinary_text(real):
+    specials = [token for token in real.all_special_tokens if token != real.unk_token]
+    text = f"before {' '.join(specials)} after{real.eos_token}"
+    encoder = Encoder(real, 128)
+    encoded = encoder.encode(example((text, ""), (text, "l")))
+    ids, labels = ids_and_labels(encoded)
+    inside = ids[len(encoder.bos) : -1]
+    assert not set(inside) & set(real.all_special_ids)
+    assert ids[: len(encoder.bos)] == encoder.bos
+    assert labels[-1] == ids[-1] == real.eos_token_id
+    assert real.decode([i for i in labels[:-1] if i != IGNORE]).strip() == text
+    assert encoder.reference(example(("q", ""), (text, "l"))) == text
+
+
+def test_special_pieces_still_hold_special_tokens(real):
+    ids = Encoder(real, 32).encode(example(("a", ""), ("b", "l"), (real.eos_token, "ls"))).x.tolist()
+    assert ids.count(real.eos_token_id) == 1
+    assert real("a", add_special_tokens=False)["input_ids"][0] in ids
+
+
+def test_ordinary_text_is_encoded_as_the_tokenizer_does(real):
+    """Mixed with rows that hold special tokens, and whichever kind was encoded last."""
+    encoder = Encoder(real, 256)
+    plain = [real(text, add_special_tokens=False)["input_ids"] for text in ORDINARY]
+    rows = [example((text, ""), ("</s>", "l"), ("</s>", "ls")) for text in ORDINARY]
+    for _ in range(2):
+        found = [encoder.prompt_ids(one).tolist() for one in encoder.encode_many(rows)]
+        assert found == [encoder.bos + ids for ids in plain]
+    assert [real(text, add_special_tokens=False)["input_ids"] for text in ORDINARY] == plain
 
 
 def test_many_rows_cost_one_call_of_the_tokenizer():

@@ -154,12 +154,24 @@ def test_of_two_rows_with_one_key_the_first_is_kept():
 
 def test_a_conversation_without_a_chat_template_has_the_documented_form():
     segments = only(row(messages=TALK), tokenizer=Chat()).segments
-    assert [(segment.text, segment.learn) for segment in segments] == [
-        ("System:\nBe brief.\n\nUser:\n2+2? \n\nAssistant:\n", False),
-        (" 4</s>", True),
-        ("\n\nUser:\n4\n\nAssistant:\n", False),
-        ("4</s>", True),
-    ]
+    assert segments == (
+        Segment("System:\nBe brief.\n\nUser:\n2+2? \n\nAssistant:\n"),
+        Segment(" 4", learn=True),
+        Segment("</s>", learn=True, special=True),
+        Segment("\n\nUser:\n4\n\nAssistant:\n"),
+        Segment("4", learn=True),
+        Segment("</s>", learn=True, special=True),
+    )
+
+
+def test_only_a_chat_template_and_a_marked_piece_may_write_special_tokens():
+    segments = only(row(messages=TALK), tokenizer=Chat(CHATML)).segments
+    assert all(segment.special for segment in segments)
+    piece = {"text": "<|im_start|>", "special": True}
+    template = Template.of([piece, {"text": "{q}"}, {"text": "{a}", "learn": True}])
+    assert [s.special for s in only(row(q="</s>", a="b"), template=template).segments] == [True, False, False]
+    with pytest.raises(ConfigError, match="marked special, so it must hold no column"):
+        Template.of([{"text": "<s>{q}", "special": True}, {"text": "{a}", "learn": True}])
 
 
 def test_chatml_learns_each_answer_with_its_end_of_turn_and_nothing_else():
