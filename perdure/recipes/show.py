@@ -7,60 +7,98 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from perdure.config import FORMAT
 from perdure.errors import RunError
 from perdure.training.display import Display
+
+NOTHING = "–"
+SUMMARY = {
+    "average": "average",
+    "learning": "learning accuracy",
+    "forgetting": "forgetting",
+    "backward_transfer": "backward transfer",
+}
 
 
 def read_results(path: Path) -> dict[str, Any]:
     """A finished run's results.json."""
     file = path / "results.json"
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        results = dict(json.loads(file.read_text(encoding="utf-8")))
     except OSError as error:
         raise RunError(f"{path}: no results.json here; is the run finished?") from error
     except ValueError as error:
         raise RunError(f"{file}: not valid JSON: {error}") from error
+    if results.get("format", FORMAT) > FORMAT:
+        raise RunError(
+            f"{file}: format {results['format']} is newer than this perdure reads ({FORMAT}); upgrade perdure"
+        )
+    return results
 
 
 def print_results(paths: Sequence[Path], display: Display, report: Path | None = None) -> None:
-    """One table over the runs, and where everything is."""
+    """One table, a column for each run, and where everything is."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    runs = [(path, read_results(path)) for path in paths]
+    from perdure.report import words
+
+    runs = [(path.name, read_results(path)) for path in paths]
     metric = runs[0][1]["main_metric"]
     higher = runs[0][1]["metrics"][metric]["higher_is_better"]
-    tasks = runs[0][1]["tasks"]
-    table = Table(title=f"{metric.replace('_', ' ')} ({'higher' if higher else 'lower'} is better)")
-    for name in ("run", *tasks, "average", "forgetting", "learning", "general probe", "steps", "seconds"):
-        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
-    for path, result in runs:
-        summary = result["metrics"].get(metric)
-        if summary is None:
-            continue
-        cells = [_cell(summary["per_task"].get(task, {}).get("final")) for task in tasks]
-        cells += [_cell(summary[key]) for key in ("average", "forgetting", "learning")]
-        probe = [
-            value for value in result["probe"].get(metric, result["probe"].get("loss", [])) if value is not None
-        ]
-        cells.append(f"{probe[0]:.2f} → {probe[-1]:.2f}" if len(probe) > 1 else "-")
-        table.add_row(path.name, *cells, str(result["steps"]), f"{result['seconds']:.0f}")
+    title = f"{words.label(metric)} of each task at the end ({words.direction(higher)})"
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", max_width=44)
+    for name, _ in runs:
+        table.add_column(Text(name), justify="right", no_wrap=True, overflow="ellipsis")
+    for section in _sections([result for _, result in runs], metric, higher):
+        for label, cells in section.items():
+            if any(cell != NOTHING for cell in cells):
+                table.add_row(Text(label), *cells)
+        table.add_section()
     console = getattr(display, "console", None) or Console()
+    console.print()
     console.print(table)
-    for path, result in runs:
-        if result["replay"]:
-            share = result["replay"]
-            display.say(
-                f"{path.name}: replayed rows were {share['row_share']:.1%} of all rows trained on "
-                f"and {share['target_share']:.1%} of all target tokens"
-            )
-    for path, _ in runs:
+    for path in paths:
         display.say(f"run:    {path}")
     display.say(f"report: {report or paths[0] / 'report.html'}")
 
 
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _sections(results: Sequence[dict[str, Any]], metric: str, higher: bool) -> list[dict[str, list[str]]]:
+    """Groups of the table's rows: what each is called, and a cell for each run."""
+    from perdure.report import words
+    from perdure.report.read import number
+
+    summaries = [result["metrics"].get(metric) or {"per_task": {}} for result in results]
+    tasks = {
+        task: [words.value(metric, number(s["per_task"].get(task, {}).get("final"))) for s in summaries]
+        for task in dict.fromkeys(task for result in results for task in result["tasks"])
+    }
+    summary = {
+        f"{name} {words.arrow(key, higher)}": [words.of_summary(metric, key, number(s.get(key))) for s in summaries]
+        for key, name in SUMMARY.items()
+    }
+    # A probe of plain text has no answers to match: it is scored by its loss alone.
+    scored = metric if any(result["probe"].get(metric) for result in results) else "loss"
+    probes = [result["probe"].get(scored) or [None] for result in results]
+    name = "general probe" if scored == metric else f"general probe, {words.label(scored)}"
+    arrow = words.arrow("average", higher and scored == metric)
+    probe = {
+        f"{name}, before {arrow}": [words.value(scored, number(column[0])) for column in probes],
+        f"{name}, after {arrow}": [
+            words.value(scored, number(column[-1] if len(column) > 1 else None)) for column in probes
+        ],
+    }
+    replay = [result["replay"] or {} for result in results]
+    cost = {
+        "replayed share of rows": [words.percent(one.get("row_share")) for one in replay],
+        "replayed share of target tokens": [words.percent(one.get("target_share")) for one in replay],
+        "steps": [str(result["steps"]) for result in results],
+        "seconds of training": [f"{result['seconds']:.1f}" for result in results],
+    }
+    return [tasks, summary, probe, cost]
 
 
 def write_pages(paths: Sequence[Path], out: Path | None = None) -> Path:

@@ -82,5 +82,6 @@ class Terminal(Display):
     def stop(self) -> None:
         """Take the bar away."""
         if self._progress is not None:
-            self._progress.stop()
+            if self.console.is_terminal:
+                self._progress.stop()
             self._progress = None

@@ -40,6 +40,11 @@ class RunFolder:
         """Whether a run was started here."""
         return self.config.is_file()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run here came to its end, and no extension is under way."""
+        return (self.checkpoints / FINAL).is_dir()
+
     def settings(self) -> RunSettings:
         """The settings of the run that is here.
 
@@ -52,6 +57,10 @@ class RunFolder:
         values = read_yaml(self.config)
         values.pop(RECORDED, None)
         return validate(RunSettings, values, str(self.config))
+
+    def recorded(self) -> dict[str, Any]:
+        """What was found when the run here was started: versions, machine, data, commands."""
+        return dict(read_yaml(self.config).get(RECORDED) or {})
 
     def write_settings(self, settings: RunSettings, recorded: dict[str, Any]) -> None:
         """Write config.yaml: the settings, and what was found when the run was started."""

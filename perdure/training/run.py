@@ -57,6 +57,7 @@ class Run:
         self.position: Position | None = None  # within the stage; None before its first step
         self.trained = False  # this stage's training is over, its scores may be missing
         self.totals = {"seconds": 0.0, "rows": 0, "targets": 0, "replayed_rows": 0, "replayed_targets": 0}
+        self._commands: list[str] = []
         self._log: MetricsLog | None = None
         self._initial: dict[str, torch.Tensor] | None = None
 
@@ -109,9 +110,13 @@ class Run:
         if state is None:
             with guarded(self.folder.path):
                 self.folder.path.mkdir(parents=True, exist_ok=True)
+            self._commands = [self.again]
         else:
             self._check(state)
+            self._commands = self.folder.recorded().get("commands", [])
             if state["stage"] < len(plan.stages):
+                if self.folder.finished:
+                    self._commands.append(self.again)  # an extension begins
                 self.folder.reopen(state["learner"]["steps"], state["stage"])
         self.folder.write_settings(plan.settings, self._recorded())
         self._log = MetricsLog(self.folder.metrics, state["log_size"] if state else 0)
@@ -336,7 +341,12 @@ class Run:
             self.display.say(f"after {stage}: {matrix.metric.replace('_', ' ')}: {scores}")
 
     def _recorded(self) -> dict[str, Any]:
-        return {"versions": versions(), "machine": machine(), "data": plain(self.plan.data)}
+        return {
+            "commands": self._commands,
+            "versions": versions(),
+            "machine": machine(),
+            "data": plain(self.plan.data),
+        }
 
     def _finish(self) -> dict[str, Any]:
         self.display.stop()
@@ -361,6 +371,7 @@ class Run:
             "seed": settings.seed,
             "tasks": [task.name for task in plan.stream.evaluations],
             "stages": [task.name for task in plan.stages],
+            "command": " && ".join(filter(None, self._commands)) or None,
             "finished": True,
             "steps": self.learner.steps,
             "seconds": round(totals["seconds"], 3),
