@@ -35,8 +35,9 @@ class GivenSource:
 
     def batches(self, phase: int, epoch: int) -> Iterator[Sequence[Example]]:
         """One pass over the loader."""
+        seen: Counter[str] = Counter()
         for batch in self._loader:
-            yield _named(_split(batch, self._objective), self._task)
+            yield _named(_split(batch, self._objective), self._task, seen)
 
 
 def read_source(
@@ -64,7 +65,7 @@ def read_source(
             own = True
         if own or isinstance(data.dataset, IterableDataset):
             source = GivenSource(data, task, objective)
-            return _named([row for batch in source.batches(0, 0) for row in batch], task), source
+            return [row for batch in source.batches(0, 0) for row in batch], source
         assert data.batch_size is not None
         rows = read_rows(data, task, objective)
         shuffle = isinstance(data.sampler, RandomSampler)
@@ -108,7 +109,9 @@ def _split(batch: Any, objective: Objective) -> list[Example]:
         columns = {key: value for key, value in batch.items() if isinstance(value, Tensor | list | tuple)}
         size = len(next(iter(columns.values())))
         return [_example({key: value[i] for key, value in columns.items()}, objective) for i in range(size)]
-    if isinstance(batch, list | tuple) and len(batch) == 2:
+    # Two rows of two values look like two columns of two: a list of tuples is rows, as `collate_fn=list` gives.
+    rows = isinstance(batch[0], Example | Mapping) or (isinstance(batch, list) and isinstance(batch[0], tuple))
+    if isinstance(batch, list | tuple) and len(batch) == 2 and not rows:
         return [_example((batch[0][i], batch[1][i]), objective) for i in range(len(batch[0]))]
     return [_example(item, objective) for item in batch]
 
@@ -155,9 +158,9 @@ def _hash(x: Tensor, y: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _named(rows: Sequence[Example], task: str) -> list[Example]:
+def _named(rows: Sequence[Example], task: str, seen: Counter[str] | None = None) -> list[Example]:
     """The rows under the task's name; equal rows get keys of their own, since a loader gives each of them."""
-    seen: Counter[str] = Counter()
+    seen = Counter() if seen is None else seen
     named = []
     for row in rows:
         again = seen[row.key]

@@ -1,0 +1,74 @@
+"""Run folders: which checkpoint is the newest, and what happens when it cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from perdure.errors import RunError
+from perdure.training.checkpoint import TENSORS
+from perdure.training.folder import FINAL, RunFolder, stage_name, step_name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def fill(folder: RunFolder, *names: str) -> None:
+    for name in names:
+        folder.save(name, {"name": name, "t": torch.ones(2)})
+
+
+def tear(path: Path) -> None:
+    (path / TENSORS).write_bytes(b"torn")
+
+
+def test_no_run_here(folder: RunFolder) -> None:
+    assert not folder.exists
+    assert folder.saved() == []
+    assert folder.newest() == (None, [])
+    with pytest.raises(RunError, match=r"no run here \(it has no config\.yaml\)"):
+        folder.settings()
+
+
+def test_the_newest_goes_by_step_then_stage_then_final(folder: RunFolder) -> None:
+    names = [step_name(3), stage_name(5, 1), step_name(9), stage_name(10, 2), FINAL]
+    fill(folder, names[3], names[0], names[2], names[1])
+    fill(folder, step_name(10))
+    assert [path.name for path in folder.saved()] == [*names[:3], step_name(10), names[3]]
+    fill(folder, FINAL)
+    state, warnings = folder.newest()
+    assert state is not None
+    assert (state["name"], warnings) == (FINAL, [])
+
+
+def test_a_torn_checkpoint_is_passed_over_in_words(folder: RunFolder) -> None:
+    fill(folder, step_name(3), step_name(6), step_name(9))
+    tear(folder.checkpoints / step_name(9))
+    (folder.checkpoints / step_name(6) / "state.json").unlink()
+    state, warnings = folder.newest()
+    assert state is not None
+    assert state["name"] == step_name(3)
+    assert len(warnings) == 2
+    assert step_name(9) in warnings[0]
+    assert "going back to the one before it" in warnings[0]
+
+
+def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(folder: RunFolder) -> None:
+    fill(folder, step_name(3))
+    (folder.checkpoints / f".{step_name(6)}.partial").mkdir()
+    assert [path.name for path in folder.saved()] == [step_name(3)]
+
+
+def test_final_is_the_last_stage_renamed_and_back(folder: RunFolder) -> None:
+    fill(folder, stage_name(5, 1), step_name(7), stage_name(10, 2))
+    folder.drop_steps()
+    folder.close()
+    folder.close()
+    assert [path.name for path in folder.saved()] == [stage_name(5, 1), FINAL]
+    folder.reopen(10, 2)
+    folder.reopen(10, 2)
+    assert [path.name for path in folder.saved()] == [stage_name(5, 1), stage_name(10, 2)]
