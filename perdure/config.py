@@ -116,8 +116,14 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing")
         else:
-            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}"[:400])
-    return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
+            lines.append(f"{key}: {_rule(problem['msg'])}, got {problem['input']!r}"[:400])
+    return f"{where}: " + ("\n  ".join([f"{len(lines)} mistakes", *lines]) if len(lines) > 1 else lines[0])
+
+
+def _rule(message: str) -> str:
+    """Pydantic's message as a rule: what the value must be."""
+    message = message.removeprefix("Value error, ").replace("Input should", "must")
+    return message.partition(", unable to parse")[0]
 
 
 def _known(model: type[BaseModel] | None, location: Sequence[int | str]) -> list[str]:
@@ -134,8 +140,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping; ConfigError names file and line."""
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; check the path") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -6,6 +6,7 @@ PerdureError
 │   ├── DataError       a data file: names the file and the line
 │   ├── ModelError      a model that cannot be loaded or does not fit
 │   ├── RunError        a run folder that cannot be used as asked
+│   │   └── NewerFormatError    a later perdure wrote it
 │   └── StrategyError   a strategy that cannot work on this model or stream
 └── RunFailure          the run itself failed: exit code 1
     ├── NonFiniteError  loss or gradient is nan or infinite, before the update
@@ -44,6 +45,10 @@ class ModelError(UsageError):
 
 class RunError(UsageError):
     """A run folder cannot be read, resumed or extended as asked."""
+
+
+class NewerFormatError(RunError):
+    """A file has a format that only a later perdure reads."""
 
 
 class StrategyError(UsageError, ValueError):

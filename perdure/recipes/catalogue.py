@@ -35,7 +35,7 @@ def print_catalogue(what: str) -> None:
     """Print one kind of thing, or all."""
     kinds = catalogue()
     if what and what not in kinds:
-        raise ConfigError(unknown_name("list", what, kinds))
+        raise ConfigError(unknown_name("kind of things", what, kinds))
     chosen = {what: kinds[what]} if what else kinds
     for kind, things in chosen.items():
         if not what:

@@ -50,14 +50,19 @@ def run_recipe(
     if folder.exists and not resume:
         raise RunError(f"{folder.path} holds a run already: add --resume to go on with it, or give another --out")
     if resume:
+        from perdure.training.plan import changed_settings, fixed_settings
+
+        if folder.exists:
+            theirs = folder.settings()
+            folder.refuse_changed(changed_settings(fixed_settings(theirs), fixed_settings(settings)))
         if not folder.exists:
             display.say(f"{folder.path}: no run here yet; starting")
-        elif _finished(folder) and not _unfinished_extension(folder):
+        elif _finished(folder):
             display.say(f"{folder.path}: this run is finished; nothing to do")
             print_results([folder.path], display)
             return
         else:
-            settings = settings.model_copy(update={"extensions": folder.settings().extensions})
+            settings = settings.model_copy(update={"extensions": theirs.extensions})
     execute(settings, base, folder, display, again)
     print_results([folder.path], display)
 
@@ -92,11 +97,7 @@ def _check_folder(folder: RunFolder) -> None:
 
 
 def _finished(folder: RunFolder) -> bool:
-    return folder.results.is_file() and (folder.checkpoints / "final").is_dir()
-
-
-def _unfinished_extension(folder: RunFolder) -> bool:
-    return not (folder.checkpoints / "final").is_dir()
+    return folder.results.is_file() and folder.finished
 
 
 def extend_run(
@@ -163,9 +164,9 @@ def evaluate_run(path: Path, data: Path | None) -> None:
     extra = task_spec(data) if data is not None else None
     quieten()
     plan = make_plan(settings)
-    run = Run(plan, folder)
-    run.load()
     display = Terminal()
+    run = Run(plan, folder, display)
+    run.load()
     if extra is not None:
         places = (Path(settings.data) if settings.data else None, settings.seed, plan.encoder)
         tasks = spec.build_task(extra.model_copy(update={"holdout": 0, "evaluation": None}), *places)[0]
@@ -199,7 +200,7 @@ def generate_text(path: Path, prompt: str, max_new_tokens: int) -> None:
     settings = folder.settings()
     quieten()
     plan = make_plan(settings)
-    run = Run(plan, folder)
+    run = Run(plan, folder, Terminal(stderr=True))
     run.load()
     row = plan.encoder.encode(Example("prompt", segments=(Segment(prompt), Segment(" ?", learn=True))))
     if row is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.config import FORMAT
-from perdure.errors import RunError
+from perdure.errors import NewerFormatError, RunError
 from perdure.training.display import Display
 
 NOTHING = "–"
@@ -30,7 +30,7 @@ def read_results(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(f"{file}: not valid JSON: {error}") from error
     if results.get("format", FORMAT) > FORMAT:
-        raise RunError(
+        raise NewerFormatError(
             f"{file}: format {results['format']} is newer than this perdure reads ({FORMAT}); upgrade perdure"
         )
     return results

@@ -249,7 +249,9 @@ def _csv_rows(path: Path, limits: Limits, problems: _Problems) -> list[Row]:
                 problems.add(line, f"the header needs a name of its own for every column; check {twice}")
                 break
         elif len(fields) != len(header):
-            problems.add(line, f"{len(fields)} fields, but the header has {len(header)}; quote a comma in a text")
+            way = "quote a comma in a text" if len(fields) > len(header) else f"it needs {', '.join(header)}"
+            count = f"{len(fields)} field{'s' * (len(fields) != 1)}"
+            problems.add(line, f"{count}, but the header has {len(header)}; {way}")
         else:
             rows.append(Row(dict(zip(header, fields, strict=True)), str(path), line))
     problems.stop()

@@ -53,7 +53,7 @@ class Template:
 
     @classmethod
     def of(cls, config: Mapping[str, str] | Sequence[Mapping[str, Any]]) -> Template:
-        """From `{prompt, answer}` and perhaps `context` (in front, may be cut), or `{text, learn, cut, special}` each."""
+        """From `{prompt, answer}` and perhaps `context` (in front, may be cut), or a list of pieces."""
         if not isinstance(config, Mapping):
             flags = ("learn", "cut", "special")
             return cls(tuple(Segment(p["text"], *(p.get(flag, False) for flag in flags)) for p in config))
@@ -311,7 +311,10 @@ def _plain(value: Any) -> bool:
 
 def _value(row: Row, column: str) -> str:
     if column not in row.values:
-        raise DataError(f"{row.place}: no column {column!r}. The row has: {_columns(row)}.")
+        raise DataError(
+            f"{row.place}: no column {column!r}. The row has: {_columns(row)}. "
+            f"Name one of these instead, or correct the file."
+        )
     value = row.values[column]
     if _plain(value):
         return str(value)

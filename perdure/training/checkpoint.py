@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from perdure.config import FORMAT
-from perdure.errors import RunError, StorageError
+from perdure.errors import NewerFormatError, RunError, StorageError
 from perdure.storage import folder, storage_error
 
 TENSORS, PLAIN = "state.safetensors", "state.json"
@@ -50,7 +50,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         record = json.loads((path / PLAIN).read_text(encoding="utf-8"))
         if record["format"] > FORMAT:
-            raise RunError(f"{path}: format {record['format']} is newer than this perdure reads; upgrade perdure")
+            raise NewerFormatError(
+                f"{path}: format {record['format']} is newer than this perdure reads ({FORMAT}); upgrade perdure"
+            )
         if record["sha256"] != sha256(path / TENSORS):
             raise RunError(f"{path}: {TENSORS} does not have the checksum that was written with it")
         tensors = load_file(path / TENSORS)

@@ -29,10 +29,10 @@ class Display:
 class Terminal(Display):
     """A rich progress bar with task, step, loss, speed and time left; lines where output is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, stderr: bool = False) -> None:
         from rich.console import Console
 
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, stderr=stderr)
         self._progress: Any = None
         self._bar: Any = None
         self._name = ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from perdure.config import read_yaml, validate
-from perdure.errors import RunError
+from perdure.errors import NewerFormatError, RunError
 from perdure.storage import guarded, write_text
 from perdure.training import checkpoint
 from perdure.training.settings import RunSettings
@@ -58,6 +59,15 @@ class RunFolder:
         values.pop(RECORDED, None)
         return validate(RunSettings, values, str(self.config))
 
+    def refuse_changed(self, changed: Sequence[str]) -> None:
+        """RunError where the run here differs from the one that is asked for."""
+        if changed:
+            raise RunError(
+                f"{self.path}: this run was started otherwise, so going on would not give its result:\n  "
+                + "\n  ".join(changed)
+                + f"\nUse its own settings ({self.config}), or another --out."
+            )
+
     def recorded(self) -> dict[str, Any]:
         """What was found when the run here was started: versions, machine, data, commands."""
         return dict(read_yaml(self.config).get(RECORDED) or {})
@@ -74,11 +84,17 @@ class RunFolder:
         return sorted((p for p in self.checkpoints.iterdir() if not p.name.startswith(".")), key=_age)
 
     def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """The newest readable checkpoint's state, and a warning for each newer one that could not be read."""
+        """The newest readable checkpoint's state, and a warning for each newer one that could not be read.
+
+        Raises:
+            NewerFormatError: a later perdure wrote one: going back before it would undo what that one did.
+        """
         warnings: list[str] = []
         for path in reversed(self.saved()):
             try:
                 return checkpoint.load(path), warnings
+            except NewerFormatError:
+                raise
             except RunError as error:
                 warnings.append(f"{error}; going back to the one before it")
         return None, warnings

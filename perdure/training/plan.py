@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, unknown_name
 from perdure.strategies.base import Strategy
 from perdure.strategies.build import STRATEGIES, build
 from perdure.streams import spec
@@ -66,23 +66,33 @@ class Plan:
         for task in self.stages:
             rows = sha256(json.dumps([[row.task, row.key] for row in task.train]).encode()).hexdigest()
             stages[task.name] = rows
-        return {"settings": self.settings.model_dump(mode="json", exclude=CHANGEABLE), "stages": stages}
+        return {"settings": fixed_settings(self.settings), "stages": stages}
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """How a saved identity differs from this plan's, in words; stages that came later do not count."""
         own = self.identity
-        found = [
-            f"{key}: {json.dumps(there.get(key))} there, {json.dumps(here.get(key))} now"
-            for there, here in [(_flat(saved["settings"]), _flat(own["settings"]))]
-            for key in sorted(set(there) | set(here))
-            if there.get(key) != here.get(key)
-        ]
+        found = changed_settings(saved["settings"], own["settings"])
         for name, rows in saved["stages"].items():
             if own["stages"].get(name) != rows:
                 found.append(
                     f"task {name}: " + ("its training rows changed" if name in own["stages"] else "is gone")
                 )
         return found
+
+
+def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How a saved run's settings differ from those given now, in words."""
+    there, here = _flat(saved), _flat(now)
+    return [
+        f"{key}: {json.dumps(there.get(key))} there, {json.dumps(here.get(key))} now"
+        for key in sorted(set(there) | set(here))
+        if there.get(key) != here.get(key)
+    ]
+
+
+def fixed_settings(settings: RunSettings) -> dict[str, Any]:
+    """The settings that a run cannot go on without."""
+    return settings.model_dump(mode="json", exclude=CHANGEABLE)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -146,9 +156,16 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
 
 def check_strategy(settings: RunSettings, name: str) -> None:
     """Refuse unknown strategies and settings before anything is loaded."""
-    for key in settings.continual_strategy:
-        if key not in STRATEGIES:
-            build(key)
+    known = [*STRATEGIES, *STREAM_MODES]
+    parts = [part.strip() for part in name.split("+")]
+    for part in parts:
+        if part not in known:
+            raise ConfigError(unknown_name("strategy", part, known) + " Several are joined by +.")
+        if part in STREAM_MODES:
+            raise ConfigError(f"strategy {name!r}: {part} stands alone: it is a way to arrange the tasks")
+    # Settings of strategies that this run does not use are checked too, or a misspelt one would go unnoticed.
+    for key in dict.fromkeys([*parts, *settings.continual_strategy]):
+        build(key, with_capacity(settings.continual_strategy, 100))
     build(name, with_capacity(settings.continual_strategy, 100))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from perdure.errors import NonFiniteError, PerdureError, RunError
+from perdure.errors import NonFiniteError, PerdureError, RunError, StorageError
 from perdure.evaluation.matrix import ScoreMatrix
 from perdure.models.adapters import count_parameters
 from perdure.storage import folder as replaced
@@ -75,6 +75,10 @@ class Run:
         with stop_on_signals() as stop:
             try:
                 return self._execute(stop)
+            except StorageError as error:
+                if not (self.folder.exists and self.again):
+                    raise
+                raise StorageError(f"{error} Then go on with: {self.again} --resume") from error
             finally:
                 self.display.stop()
                 if self._log is not None:
@@ -86,7 +90,9 @@ class Run:
         Raises:
             RunError: there is none, or it belongs to other data.
         """
-        state, _ = self.folder.newest()
+        state, warnings = self.folder.newest()
+        for warning in warnings:
+            self.display.say(f"warning: {warning}")
         if state is None:
             raise RunError(f"{self.folder.path}: no checkpoint here that can be read; run it first")
         self._check(state)
@@ -94,13 +100,7 @@ class Run:
         self._restore(state)
 
     def _check(self, state: dict[str, Any]) -> None:
-        changed = self.plan.differences(state["identity"])
-        if changed:
-            raise RunError(
-                f"{self.folder.path}: this run was started otherwise, so going on would not give its result:\n  "
-                + "\n  ".join(changed)
-                + f"\nUse its own settings ({self.folder.config}), or another --out."
-            )
+        self.folder.refuse_changed(self.plan.differences(state["identity"]))
 
     def _execute(self, stop: StopRequest) -> dict[str, Any]:
         plan = self.plan
@@ -128,6 +128,7 @@ class Run:
         self._score(0, plan.stream.evaluations, stop)
         if state:
             self._restore(state)
+            self.display.say(f"going on after step {self.learner.steps} of {sum(self.steps)}")
             if self.stage == len(plan.stages):
                 return self._finish()
             if self.stage and self.position is None and not self.trained:
@@ -312,7 +313,6 @@ class Run:
         for i in range(self.begun):
             self.learner.begin_task(self.plan.stages[i], i, self._horizon(i), resuming=True)
         self.learner.load_state_dict(state["learner"])
-        self.display.say(f"going on after step {self.learner.steps} of {sum(self.steps)}")
 
     # Telling
 
