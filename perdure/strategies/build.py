@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from perdure.errors import ConfigError, unknown_name
+from perdure.errors import ConfigError, UsageError, unknown_name
 from perdure.strategies.base import Strategy
 from perdure.strategies.chain import Chain
 from perdure.strategies.ewc import EWC
@@ -58,7 +58,17 @@ def build(names: str | list[str], settings: Mapping[str, Mapping[str, Any]] | No
     """A strategy from names joined by "+" (or a list), with the settings of each by name."""
     parts = names.split("+") if isinstance(names, str) else names
     parts = [part.strip() for part in parts if part.strip()]
-    strategies = [build_one(part, (settings or {}).get(part, {})) for part in parts or ["naive"]]
+    strategies: list[Strategy] = []
+    mistakes: list[UsageError] = []
+    for part in parts or ["naive"]:
+        try:
+            strategies.append(build_one(part, (settings or {}).get(part, {})))
+        except UsageError as error:
+            mistakes.append(error)
+    if len(mistakes) == 1:
+        raise mistakes[0]
+    if mistakes:
+        raise ConfigError("\n".join(map(str, mistakes)))
     return strategies[0] if len(strategies) == 1 else Chain(strategies)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perdure.config import TrainingSettings, read_yaml, validate
 from perdure.errors import ConfigError, RunError, StrategyError
 from perdure.evaluation.matrix import ScoreMatrix
 from perdure.evaluation.score import HIGHER_IS_BETTER, MAIN
 from perdure.memory.pack import pack, unpack
 from perdure.models.adapters import count_parameters
 from perdure.strategies.base import Strategy
-from perdure.strategies.build import build, describe, enabled
+from perdure.strategies.build import build, describe
 from perdure.tracking import MetricsLog
 from perdure.training import checkpoint
+from perdure.training.configure import configure
 from perdure.training.learner import Learner
 from perdure.training.loaders import read_rows, read_source
 from perdure.training.loop import Source, fit, total_steps
@@ -58,18 +59,8 @@ class ContinualTrainer:
         output_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
-        if isinstance(config, str | Path):
-            self.settings = validate(TrainingSettings, read_yaml(Path(config)), str(config))
-        else:
-            self.settings = validate(TrainingSettings, config or {}, "config")
-        asked = enabled(self.settings.continual_strategy)
-        if strategy is not None and asked:
-            raise ConfigError(
-                f"the strategy is given twice: as an object ({strategy.name}) and by continual_strategy "
-                f"({', '.join(asked)}); drop one"
-            )
         torch.manual_seed(seed)
-        self.strategy = strategy or build(asked, self.settings.continual_strategy)
+        self.settings, self.strategy = configure(config, strategy)
         self.seed = seed
         self.learner = Learner(model, self.strategy, objective, self.settings, seed)
         self.output_dir = None if output_dir is None else Path(output_dir)
@@ -77,8 +68,9 @@ class ContinualTrainer:
         self.tasks: list[str] = []
         self._evaluations: dict[str, list[Example]] = {}
         # Row 0 of a task that arrives later is scored with the weights that the stream began with.
-        self._initial = {n: p.detach().cpu().clone() for n, p in model.named_parameters() if p.requires_grad}
+        self._initial = {name: value.detach().cpu().clone() for name, value in self._moving().items()}
         self._log: MetricsLog | None = None
+        self._log_size = 0
         self._seconds = 0.0
 
     @property
@@ -92,8 +84,7 @@ class ContinualTrainer:
         for metric in MAIN[self.learner.objective]:
             if metric in self.matrices:
                 return self.matrices[metric]
-        metric = MAIN[self.learner.objective][-1]
-        return ScoreMatrix(metric, HIGHER_IS_BETTER[metric])
+        return self._new_matrix(MAIN[self.learner.objective][-1])
 
     def train_task(
         self,
@@ -124,6 +115,14 @@ class ContinualTrainer:
             raise ConfigError(f"task {name!r} was trained already; give each task its own task_id or task_name")
         if num_epochs < 1:
             raise ConfigError(f"num_epochs must be at least 1, got {num_epochs}")
+        try:
+            return self._train_task(name, train_loader, val_loader, num_epochs)
+        finally:
+            if self._log is not None:
+                self._log.close()
+                self._log_size, self._log = self._log.size, None
+
+    def _train_task(self, name: str, train_loader: Any, val_loader: Any, num_epochs: int) -> dict[str, float]:
         learner, index = self.learner, len(self.tasks)
         rows, source = read_source(train_loader, name, learner.objective, self.settings.batch_size, self.seed)
         held = read_rows(val_loader, name, learner.objective) if val_loader is not None else []
@@ -155,6 +154,9 @@ class ContinualTrainer:
             clock = time.perf_counter()
         learner.end_task()
         self.tasks.append(name)
+        for matrix in self.matrices.values():
+            if name not in matrix.tasks:
+                matrix.record(index + 1, name, math.nan)
         found: dict[str, float] = {}
         for other, examples in self._evaluations.items():
             values = learner.score(examples)
@@ -211,14 +213,14 @@ class ContinualTrainer:
             UsageError: the model is another one.
         """
         state = checkpoint.load(Path(path))
+        if "tasks" not in state:
+            raise RunError(f"{path}: holds a run's checkpoint, not a trainer's")
         settings = {**state["settings"], "continual_strategy": {}}
         if strategy is None:
             if state["strategy"] is None:
                 raise StrategyError(f"{path}: was saved with a strategy of your own class; give it as strategy=")
             strategy = build(list(state["strategy"]), state["strategy"])
         trainer = cls(model, strategy, settings, state["objective"], seed=state["seed"])
-        if "tasks" not in state:
-            raise RunError(f"{path}: holds a run's checkpoint, not a trainer's")
         for index, name in enumerate(state["tasks"]):
             trainer.learner.begin_task(Task(name, ()), index, 1, resuming=True)
         trainer.learner.load_state_dict(state["learner"])
@@ -237,8 +239,9 @@ class ContinualTrainer:
         return total_steps(source, phases) if needs else None
 
     def _with_initial_weights(self, action: Callable[[], dict[str, float]]) -> dict[str, float]:
-        own: dict[str, Tensor] = {n: p for n, p in self.model.named_parameters() if n in self._initial}
-        now = {name: p.detach().clone() for name, p in own.items()}
+        own: dict[str, Tensor] = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        own = {name: value for name, value in own.items() if name in self._initial}
+        now = {name: value.detach().clone() for name, value in own.items()}
         with torch.no_grad():
             try:
                 for name, p in own.items():
@@ -248,17 +251,31 @@ class ContinualTrainer:
                 for name, p in own.items():
                     p.copy_(now[name])
 
+    def _moving(self) -> dict[str, Tensor]:
+        """What training changes: trainable parameters, and buffers that are saved (running statistics, say)."""
+        moving: dict[str, Tensor] = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        saved = self.model.state_dict()
+        return moving | {n: buffer for n, buffer in self.model.named_buffers() if n in saved}
+
+    def _new_matrix(self, metric: str) -> ScoreMatrix:
+        """An empty matrix with a column for every task so far, so that R stays [T+1, T]."""
+        matrix = ScoreMatrix(metric, HIGHER_IS_BETTER[metric])
+        for i, task in enumerate(self.tasks, start=1):
+            matrix.record(i, task, math.nan)
+        return matrix
+
     def _record(self, row: int, task: str, values: Mapping[str, float]) -> None:
         for metric, value in values.items():
-            matrix = self.matrices.setdefault(metric, ScoreMatrix(metric, HIGHER_IS_BETTER[metric]))
-            matrix.record(row, task, value)
+            if metric not in self.matrices:
+                self.matrices[metric] = self._new_matrix(metric)
+            self.matrices[metric].record(row, task, value)
         self._write("evaluation", step=self.learner.steps, row=row, task=task, metrics=values)
 
     def _write(self, event: str, **values: Any) -> None:
         if self.output_dir is None:
             return
         if self._log is None:
-            self._log = MetricsLog(self.output_dir / "metrics.jsonl")
+            self._log = MetricsLog(self.output_dir / "metrics.jsonl", self._log_size)
         self._log.write(event, **values)
 
     def _write_out(self) -> None:
@@ -271,7 +288,7 @@ class ContinualTrainer:
             "model": type(self.model).__name__,
             "tuning": "full",
             "seed": self.seed,
-            "tasks": list(self._evaluations),
+            "tasks": self.tasks,
             "stages": self.tasks,
             "finished": True,
             "steps": self.learner.steps,
