@@ -49,6 +49,8 @@ def demo(
     ),
     seed: Annotated[int, typer.Option("--seed", help="Seed of data, order and memory.", min=0)] = 0,
     override: Set = None,
+    # Hidden, for the demo always goes on by itself; but a run that was stopped says to add it.
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
 ) -> None:
     """Five skills in a row on the embedded model: naive, replay and joint, with a report (about two minutes)."""
     from perdure.recipes.demo import run_demo
@@ -175,6 +177,11 @@ def _guarded(command: Callable[..., Any]) -> int:
     except KeyboardInterrupt:
         _complain("stopped at once; the newest checkpoint is as it was. Go on with --resume", "")
         return 130
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        _complain("out of memory on the device: a smaller micro_batch_size or model would fit", "error: ")
+        return 1
     except MemoryError:
         _complain("out of memory: a smaller micro_batch_size or model would fit", "error: ")
         return 1

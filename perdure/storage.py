@@ -13,21 +13,26 @@ from typing import Any
 
 from perdure.errors import StorageError
 
+FULL = "No space left on device"
+
 
 @contextmanager
 def guarded(path: Path) -> Iterator[None]:
     """Turn a refused write into a StorageError that names the path and the way out."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, StorageError):
+    except StorageError:
+        raise
+    except Exception as error:
+        # Libraries that write for us (safetensors) wrap a full disk in errors of their own.
+        if not isinstance(error, OSError) and FULL not in str(error):
             raise
         raise storage_error(path, error) from error
 
 
 def storage_error(path: Path, error: Exception) -> StorageError:
     """A StorageError in words for a failed write."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or FULL in str(error):
         what = "the disk is full; free some space"
     elif getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
         what = "the folder cannot be written to; give another one with --out"

@@ -16,6 +16,8 @@ STRATEGIES = ("naive", "replay", "joint")
 
 def run_demo(out: Path, seed: int, overrides: Sequence[str], again: str) -> None:
     """Train naive, replay and joint on nano; runs that are finished already are left as they are."""
+    from perdure.training.plan import changed_settings, fixed_settings
+
     display = Terminal()
     start = time.perf_counter()
     folders = []
@@ -25,6 +27,8 @@ def run_demo(out: Path, seed: int, overrides: Sequence[str], again: str) -> None
         )
         folder = RunFolder(out / strategy)
         folders.append(folder.path)
+        if folder.exists:
+            folder.refuse_changed(changed_settings(fixed_settings(folder.settings()), fixed_settings(settings)))
         if folder.results.is_file():
             display.say(f"{folder.path}: finished already")
             continue

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from perdure.config import FORMAT
-from perdure.errors import NewerFormatError, RunError
+from perdure.errors import NewerFormatError, RunError, StorageError
 from perdure.training.display import Display
 
 NOTHING = "–"
@@ -105,9 +106,16 @@ def write_pages(paths: Sequence[Path], out: Path | None = None) -> Path:
     """Plots of each run, its page, and the joint page where there are several."""
     from perdure.report import write_plots, write_report
 
-    for path in paths:
-        write_plots(path)
-    return write_report(paths, out or paths[0] / "report.html")
+    out = out or paths[0] / "report.html"
+    try:
+        for path in paths:
+            write_plots(path)
+        return write_report(paths, out)
+    except StorageError as error:
+        again = shlex.join(["perdure", "report", *map(str, paths), "--out", str(out)])
+        raise StorageError(
+            f"{error}. The runs are intact; free some space, then build the page with: {again}"
+        ) from error
 
 
 def rebuild(paths: Sequence[Path], out: Path | None) -> None:
