@@ -1,0 +1,200 @@
+"""The documents against the code: examples run, commands parse, links lead somewhere, the file tree is the tree."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from perdure.cli import app
+from perdure.recipes.catalogue import catalogue
+from perdure.recipes.find import shipped
+from perdure.recipes.run import settings_for
+from perdure.strategies import STRATEGIES
+from perdure.streams.spec import StreamSpec, TaskSpec, TemplateSpec
+from perdure.training.plan import STREAM_MODES
+from perdure.training.settings import RunSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
+RUN = ("README.md", "docs/api.md", "docs/concepts.md", "docs/strategies/index.md")
+# Results and pictures come from runs on real hardware: a clone may lack them.
+MAY_BE_MISSING = {"docs/images/demo.png", "docs/journal.md", "docs/nano.md", "docs/results.md"}
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced blocks of these languages, in order."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [body for language, body in found if language in languages]
+
+
+def without_blocks(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's blocks share one namespace, as a reader who types them in does."""
+    monkeypatch.chdir(tmp_path)
+    examples = blocks(ROOT / name, "python")
+    assert examples
+    namespace: dict[str, Any] = {"__name__": "__docs__"}
+    for number, example in enumerate(examples, 1):
+        exec(compile(example, f"{name}, example {number}", "exec"), namespace)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The arguments of every `perdure ...` that a page shows as typed in, in blocks and in running text."""
+    lines = [line for block in blocks(page, "console") for line in block.splitlines()]
+    lines += [line.removeprefix("$ ") for b in blocks(page, "text") for line in b.splitlines() if line[:2] == "$ "]
+    lines += [" ".join(span.split()) for span in re.findall(r"`(perdure [^`]+)`", without_blocks(page))]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("perdure ")]
+
+
+def parse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command's name and parameters, by the parser that the command line itself uses; it raises on mistakes."""
+    root = typer.main.get_command(app)
+    if arguments[0].startswith("-"):
+        assert arguments[0] in {"--help", "-h", "--version"}
+        return "", {}
+    name, *rest = arguments
+    with root.make_context("perdure", [name]) as above:
+        _, command, _ = root.resolve_command(above, [name])
+        assert command is not None
+        # A page may speak of a command without all that it needs; the options it does name must exist.
+        with command.make_context(name, rest, above, resilient_parsing=not rest) as context:
+            return name, dict(context.params)
+
+
+SHOWN = [(name_of(page), arguments) for page in PAGES for arguments in commands(page)]
+# Mistakes that a page makes on purpose, to show the message.
+MISSPELT = ("repaly",)
+
+
+def test_pages_show_commands() -> None:
+    assert len(SHOWN) > 30
+
+
+@pytest.mark.parametrize(("page", "arguments"), SHOWN, ids=str)
+def test_commands_exist(page: str, arguments: list[str]) -> None:
+    if "--help" in arguments[1:]:
+        arguments = arguments[:1]
+    name, given = parse(arguments)
+    if name == "run" and given.get("recipe"):
+        recipe = given["recipe"]
+        assert recipe in shipped() or recipe.endswith(".yaml")
+        mode = given.get("strategy") or "naive"
+        assert mode in STREAM_MODES or set(mode.split("+")) <= {*STRATEGIES, *MISSPELT}
+        if recipe in shipped():
+            settings_for(recipe, {}, given["override"] or [])
+    if name == "demo":
+        settings_for("arena-tasks", {}, given.get("override") or [])
+    if name == "list" and given.get("what"):
+        assert given["what"] in catalogue()
+
+
+def test_an_unknown_command_or_option_is_caught() -> None:
+    with pytest.raises(Exception, match="No such command"):
+        parse(["compare", "runs/a"])
+    with pytest.raises(Exception, match="No such option"):
+        parse(["run", "arena-tasks", "--epochs", "3"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_settings_shown_as_yaml_are_valid(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        values = yaml.safe_load(block)
+        if set(values) == {"template"}:
+            TaskSpec.model_validate({"name": "t", "train": "t.jsonl", **values})
+        elif set(values) == {"probe"}:
+            TaskSpec.model_validate(values["probe"])
+        else:
+            RunSettings.model_validate(values)
+
+
+def test_every_key_of_a_stream_and_every_setting_is_described() -> None:
+    data = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    for model in (StreamSpec, TaskSpec, TemplateSpec):
+        for key in model.model_fields:
+            assert re.search(rf"\b{key}:", data), key
+    api = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    for key, field in RunSettings.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", {}) if key not in ("stream", "probe") else {}
+        for name in [f"{key}.{part}" for part in inner] or [key]:
+            assert f"`{name}`" in api, name
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    titles = re.findall(r"^#+ (.+)$", without_blocks(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(page)):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists():
+            assert file.relative_to(ROOT).as_posix() in MAY_BE_MISSING, target
+        elif anchor:
+            assert anchor in anchors(file), target
+
+
+def test_every_strategy_has_a_page_and_stands_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    index = (ROOT / "docs" / "strategies" / "index.md").read_text(encoding="utf-8")
+    for name in STRATEGIES:
+        assert (ROOT / "docs" / "strategies" / f"{name}.md").is_file()
+        assert f"docs/strategies/{name}.md" in readme
+        assert f"({name}.md)" in index
+
+
+def tree() -> tuple[set[str], set[str]]:
+    """Files and folders that the README's tree names; depth is two spaces a level."""
+    (block,) = [b for b in blocks(ROOT / "README.md", "text") if b.startswith("perdure/")]
+    files, folders, above = set(), set(), []
+    for line in block.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()  # type: ignore[union-attr]
+        above = above[: len(indent) // 2]
+        path = "".join([*above, name])
+        if name.endswith("/"):
+            above.append(name)
+            folders.add(path)
+        else:
+            files.add(path)
+    return files, folders
+
+
+def test_the_file_tree_is_the_tree() -> None:
+    """A folder's line stands for its `__init__.py`; nano's folder for its files."""
+    files, folders = tree()
+    there = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("perdure", "benchmarks")
+        for path in (ROOT / room).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and "nano" not in path.parent.parts
+    }
+    assert files == {path for path in there if not path.endswith("__init__.py")}
+    rooms = {path.rpartition("/")[0] + "/" for path in there} | {"perdure/models/nano/"}
+    assert rooms == {folder for folder in folders if not folder.startswith(("tests", "docs"))}
+    tests = {path.parent.relative_to(ROOT).as_posix() + "/" for path in (ROOT / "tests").rglob("test_*.py")}
+    assert tests == {folder for folder in folders if folder.startswith("tests")}
+    assert all((ROOT / folder).is_dir() for folder in folders)
+
+
+def test_the_citation_has_the_packages_version() -> None:
+    from importlib.metadata import version
+
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version("perdure")
