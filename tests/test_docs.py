@@ -11,7 +11,7 @@ import pytest
 import typer
 import yaml
 
-from perdure.cli import app
+from perdure.cli import _guarded, app
 from perdure.recipes.catalogue import catalogue
 from perdure.recipes.find import shipped
 from perdure.recipes.run import settings_for
@@ -102,6 +102,30 @@ def test_commands_exist(page: str, arguments: list[str]) -> None:
         assert given["what"] in catalogue()
 
 
+def test_messages_are_those_that_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's mistakes that need no earlier run, made in a folder that it calls /home/ada."""
+    monkeypatch.chdir(tmp_path)
+    (settings,) = (block for block in blocks(ROOT / "README.md", "yaml"))
+    (tmp_path / "skills.yaml").write_text(settings)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "answer": " b"}\n{"prompt": "c",\n')
+    (tmp_path / "sums.csv").write_text("question,answer\n1+1,2\n")
+    (tmp_path / "capitals.jsonl").write_text('{"prompt": "a", "answer": " b"}\n')
+    (block,) = (block for block in blocks(ROOT / "docs" / "cli.md", "text") if block.startswith("$ "))
+    shown = [part.split("\n", 1) for part in block.strip().split("\n\n")]
+    tried = 0
+    for line, message in shown:
+        if "runs/first" in line or "runs/wild" in line:
+            continue
+        monkeypatch.setattr("sys.argv", shlex.split(line.removeprefix("$ ")))
+        assert _guarded(app) == 2
+        said = " ".join(capsys.readouterr().err.replace(str(tmp_path), "/home/ada").split())
+        assert said.startswith(" ".join(message.split()).removesuffix("...")), line
+        tried += 1
+    assert tried == 5
+
+
 def test_an_unknown_command_or_option_is_caught() -> None:
     with pytest.raises(Exception, match="No such command"):
         parse(["compare", "runs/a"])
@@ -186,7 +210,8 @@ def test_the_file_tree_is_the_tree() -> None:
         for path in (ROOT / room).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and "nano" not in path.parent.parts
     }
-    assert files == {path for path in there if not path.endswith("__init__.py")}
+    assert {path for path in files if "/" in path} == {path for path in there if not path.endswith("__init__.py")}
+    assert all((ROOT / path).is_file() for path in files)
     rooms = {path.rpartition("/")[0] + "/" for path in there} | {"perdure/models/nano/"}
     assert rooms == {folder for folder in folders if not folder.startswith(("tests", "docs"))}
     tests = {path.parent.relative_to(ROOT).as_posix() + "/" for path in (ROOT / "tests").rglob("test_*.py")}
