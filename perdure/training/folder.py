@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,12 @@ class RunFolder:
         """What was found when the run here was started: versions, machine, data, commands."""
         return dict(read_yaml(self.config).get(RECORDED) or {})
 
+    @property
+    def recipe_folder(self) -> Path | None:
+        """The folder of the recipe that the run here came from: its relative data paths start there."""
+        place = self.recorded().get("recipe_folder")
+        return Path(place) if isinstance(place, str) else None
+
     def write_settings(self, settings: RunSettings, recorded: dict[str, Any]) -> None:
         """Write config.yaml: the settings, and what was found when the run was started."""
         values = {**settings.model_dump(mode="json"), RECORDED: recorded}
@@ -121,10 +128,16 @@ class RunFolder:
             with guarded(final):
                 final.rename(self.checkpoints / stage_name(step, stage))
 
+    def forget_final(self) -> None:
+        """Put a final checkpoint that cannot be read aside, so that the run can end with one that can."""
+        final, aside = self.checkpoints / FINAL, self.checkpoints / f".{FINAL}.unreadable"
+        if final.exists():
+            with guarded(final):
+                shutil.rmtree(aside, ignore_errors=True)
+                final.rename(aside)
+
     def drop_steps(self) -> None:
         """Remove the mid-task checkpoints, which a boundary one has replaced."""
-        import shutil
-
         for path in self.saved():
             if path.name.startswith("step-"):
                 shutil.rmtree(path, ignore_errors=True)

@@ -20,7 +20,7 @@ from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
 from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit, total_steps
 from perdure.training.measure import Measure
-from perdure.training.plan import Plan, machine, versions
+from perdure.training.plan import Plan, changed_settings, machine, versions
 from perdure.training.results import main_metric, new_matrix, write_results, write_scores
 from perdure.types import Task
 
@@ -107,13 +107,20 @@ class Run:
         state, warnings = self.folder.newest() if self.folder.exists else (None, [])
         for warning in warnings:
             self.display.say(f"warning: {warning}")
+        if state is not None:
+            self._check(state)
+        if warnings:
+            self.folder.forget_final()
         if state is None:
             with guarded(self.folder.path):
                 self.folder.path.mkdir(parents=True, exist_ok=True)
             self._commands = [self.again]
         else:
-            self._check(state)
-            self._commands = self.folder.recorded().get("commands", [])
+            recorded = self.folder.recorded()
+            self._commands = recorded.get("commands", [])
+            for what, now in (("versions", versions()), ("machine", machine())):
+                for change in changed_settings(recorded.get(what, now), now):
+                    self.display.say(f"warning: {what}: {change}; results may differ in their last digits")
             if state["stage"] < len(plan.stages):
                 if self.folder.finished:
                     self._commands.append(self.again)  # an extension begins
@@ -343,6 +350,7 @@ class Run:
     def _recorded(self) -> dict[str, Any]:
         return {
             "commands": self._commands,
+            "recipe_folder": None if self.plan.folder is None else str(self.plan.folder),
             "versions": versions(),
             "machine": machine(),
             "data": plain(self.plan.data),

@@ -1,0 +1,171 @@
+"""Runs: what their folder holds, one more task, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from perdure.config import FORMAT
+from perdure.errors import RunError
+from perdure.streams.spec import TaskSpec
+from perdure.training.folder import FINAL, RunFolder
+from perdure.training.interrupt import Interrupted
+from perdure.training.plan import make_plan
+from perdure.training.run import Run
+
+BOTH = "replay+ewc"
+
+
+def R(path: Path, metric: str = "loss") -> Any:
+    values = json.loads((path / "results.json").read_text())["scores"][metric]["values"]
+    return np.array(values, dtype=float)
+
+
+def test_the_folder_of_a_run(finished: Any, tiny: Path) -> None:
+    path = finished(strategy=BOTH)
+    names = {
+        "config.yaml",
+        "metrics.jsonl",
+        "scores.csv",
+        "scores_loss.csv",
+        "results.json",
+        "model",
+        "checkpoints",
+    }
+    assert {p.name for p in path.iterdir()} == names
+    assert {p.name for p in (path / "checkpoints").iterdir()} == {"stage-001-step-00000006", FINAL}
+    assert {p.suffix for p in (path / "checkpoints").rglob("*") if p.is_file()} == {".safetensors", ".json"}
+
+    results = json.loads((path / "results.json").read_text())
+    assert (results["format"], results["strategy"], results["seed"]) == (FORMAT, BOTH, 0)
+    assert (results["tasks"], results["steps"], results["finished"]) == (["a", "b"], 12, True)
+    assert results["seconds"] > 0
+    for metric, higher in (("exact_match", True), ("loss", False)):
+        summary = results["metrics"][metric]
+        assert summary["higher_is_better"] is higher
+        assert set(summary["per_task"]) == {"a", "b"}
+        keys = {"average", "forgetting", "backward_transfer", "forward_transfer", "learning"}
+        assert keys <= set(summary)
+        assert np.isfinite(R(path, metric)).all()
+        assert R(path, metric).shape == (3, 2)
+        assert all(len(column) == 3 for column in results["probe"].values())
+    assert np.all(np.diagonal(R(path)[1:]) < R(path)[0])
+
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    assert config["format"] == FORMAT
+    assert {"versions", "machine", "data"} <= set(config["recorded"])
+    assert config["recorded"]["machine"]["threads"] == torch.get_num_threads()
+    assert RunFolder(path).settings().model == str(tiny / "model")
+
+    events = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 13))
+    assert [event["replayed"] for event in steps] == [0] * 6 + [2] * 6
+    assert {"task", "loss", "lr", "tokens_per_second"} <= set(steps[0])
+    assert results["replay"] == {
+        "rows": 12, "row_share": 12 / 36, "targets": 36, "target_share": 36 / 108,
+    }  # fmt: skip
+
+
+def test_the_export_loads_with_its_own_libraries(finished: Any, tiny: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ids = torch.tensor([[37, 0, 9]])
+    full = AutoModelForCausalLM.from_pretrained(finished(strategy="naive") / "model")
+    assert AutoTokenizer.from_pretrained(finished(strategy="naive") / "model").eos_token_id == 38
+    path = finished(strategy="naive", tuning="lora")
+    base = AutoModelForCausalLM.from_pretrained(tiny / "model")
+    plain = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, path / "adapter")
+    run = Run(make_plan(RunFolder(path).settings()), RunFolder(path))
+    run.load()
+    with torch.no_grad():
+        assert torch.equal(adapted(ids).logits, run.learner.model.eval()(ids).logits)
+        assert not torch.equal(adapted(ids).logits, plain)
+        assert not torch.equal(full(ids).logits, plain)
+
+
+THIRD = TaskSpec(name="c", train="c.jsonl", evaluation="c-test.jsonl")
+
+
+@pytest.mark.parametrize("changes", [{"strategy": BOTH}, {"strategy": BOTH, "tuning": "lora"}], ids=str)
+def test_one_more_task(
+    finished: Any, settings: Any, tmp_path: Path, changes: dict[str, Any], execute: Any, Stop: Any, outcome: Any
+) -> None:
+    """R grows from [3, 2] to [4, 3]: old cells as they were, R[0, c] and R[2, c] measured, R[1, c] never.
+
+    Interrupted on the way it ends the same.
+    """
+    asked = settings(**changes, extensions=(THIRD,))
+    paths = [shutil.copytree(finished(**changes), tmp_path / name) for name in ("one", "two", "three")]
+    execute(asked, paths[0])
+    for metric in ("loss", "exact_match"):
+        old, new = R(finished(**changes), metric), R(paths[0], metric)
+        assert (old.shape, new.shape) == ((3, 2), (4, 3))
+        assert np.array_equal(new[:3, :2], old)
+        assert np.isnan(new[:, 2]).tolist() == [False, True, False, False]
+        assert np.isfinite(new[3]).all()
+    before = Run(make_plan(settings(**changes)), RunFolder(finished(**changes)))
+    rows = make_plan(asked).stream["c"].evaluation
+    assert before.learner.score(rows)["loss"] == R(paths[0])[0, 2]
+    before.load()
+    assert before.learner.score(rows)["loss"] == R(paths[0])[2, 2]
+    assert (paths[0] / "scores.csv").read_text().splitlines()[0] == "after,a,b,c"
+    for path, stop in zip(paths[1:], ({"step": 3}, {"scoring": 2}), strict=True):
+        with pytest.raises(Interrupted):
+            execute(asked, path, Stop(**stop))
+        execute(asked, path)
+        assert outcome(path) == outcome(paths[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer": {"lr": 0.02}}, ["optimizer.lr: 0.01 there, 0.02 now"]),
+        (
+            {"batch_size": 3, "seed": 1, "strategy": "naive"},
+            ["batch_size: 2 there, 3 now", "seed: 0 there, 1 now", f'strategy: "{BOTH}" there, "naive" now'],
+        ),
+        (
+            {"continual_strategy": {"replay": {"capacity": 5}}},
+            ["replay.capacity: 4 there, 5 now"],
+        ),
+    ],
+)
+def test_other_settings_are_refused_with_the_differences(
+    finished: Any, settings: Any, changes: dict[str, Any], words: list[str], execute: Any
+) -> None:
+    path = finished(strategy=BOTH)
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    with pytest.raises(RunError) as caught:
+        execute(settings(**{"strategy": BOTH, **changes}), path)
+    assert all(word in str(caught.value) for word in [*words, "config.yaml", "--out"])
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+
+
+def test_other_data_are_refused(finished: Any, settings: Any, tiny: Path, tmp_path: Path, execute: Any) -> None:
+    path = shutil.copytree(finished(strategy=BOTH), tmp_path / "run")
+    data = shutil.copytree(tiny, tmp_path / "data")
+    execute(settings(strategy=BOTH, data=str(data), log_every=3, micro_batch_size=1), path)
+    lines = (data / "b.jsonl").read_text().splitlines()
+    (data / "b.jsonl").write_text("\n".join([*lines[:-1], lines[-1].replace("w5", "w6")]))
+    with pytest.raises(RunError, match="task b: its training rows changed"):
+        execute(settings(strategy=BOTH, data=str(data)), path)
+
+
+def test_joint_and_isolated_have_one_row_after_the_first(finished: Any) -> None:
+    for mode, stages in (("joint", ["joint"]), ("isolated", ["a", "b"])):
+        path = finished(strategy=mode)
+        results = json.loads((path / "results.json").read_text())
+        assert results["stages"] == stages
+        assert R(path).shape == (2, 2)
+        assert np.isfinite(R(path)).all()
+        assert np.all(R(path)[1] < R(path)[0])
