@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -103,3 +111,74 @@ def make_lm_rows() -> Callable[..., Any]:
         return rows
 
     return make
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def perdure() -> Callable[..., Done]:
+    """Run the command line in this process, exactly as the installed command does: `perdure("run", recipe, …)`."""
+    from perdure.cli import main
+
+    def run(*arguments: str | Path) -> Done:
+        out, err = StringIO(), StringIO()
+        with (
+            patch.object(sys, "argv", ["perdure", *map(str, arguments)]),
+            patch.dict(os.environ, {"COLUMNS": "80"}),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            warnings.catch_warnings(),
+            pytest.raises(SystemExit) as stopped,
+        ):
+            main()
+        code = stopped.value.code
+        assert isinstance(code, int)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def recipe(make_lm: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of two tasks and a probe on a model of a few thousand weights; 8 steps, over in a second."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("recipe")
+    make_lm("llama").save_pretrained(folder / "model")
+    words = {f"w{i}": i for i in range(37)} | {"<s>": 37, "</s>": 38, "?": 39}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="?", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder / "model")
+
+    def rows(first: int, count: int, step: int) -> str:
+        pairs = [(f"w{i % 37} w{(i + step) % 37}", f"w{(i + 2 * step) % 37}") for i in range(first, first + count)]
+        return "".join(json.dumps({"prompt": f"{p} ", "answer": a}) + "\n" for p, a in pairs)
+
+    for name, step in (("ones", 1), ("threes", 3), ("fives", 5)):
+        (folder / f"{name}.jsonl").write_text(rows(0, 16, step))
+        (folder / f"{name}-held.jsonl").write_text(rows(20, 8, step))
+    (folder / "probe.jsonl").write_text(rows(0, 8, 2))
+    path = folder / "tiny.yaml"
+    path.write_text(
+        "model: " + json.dumps(str(folder / "model")) + "\n"
+        "stream:\n"
+        "  tasks:\n"
+        "    - {name: ones, train: ones.jsonl, evaluation: ones-held.jsonl}\n"
+        "    - {name: threes, train: threes.jsonl, evaluation: threes-held.jsonl}\n"
+        "probe: {name: probe, train: probe.jsonl}\n"
+        "batch_size: 4\n"
+        "optimizer: {lr: 0.01}\n"
+        "continual_strategy: {replay: {capacity: 8}}\n"
+        "strategy: replay\n"
+    )
+    return path

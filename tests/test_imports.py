@@ -28,7 +28,7 @@ BESIDE = {
     "report": {"errors", "types"},
     "jax": {"errors", "types", "order", "config", "storage", "tracking", "streams", "evaluation", "report"},
 }
-HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pydantic", "matplotlib", "jinja2", "yaml")
+HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pydantic", "matplotlib", "yaml")
 
 
 def allowed(room: str) -> set[str]:

@@ -35,5 +35,6 @@ def read_recipe(name: str) -> tuple[dict[str, Any], Path]:
             known = [p.stem for p in FOLDER.glob("*.yaml")]
             raise ConfigError(unknown_name("recipe", name, known) + " Or give the path of a YAML file.")
     values = read_yaml(path)
-    values.pop("recorded", None)
-    return values, path.resolve().parent
+    recorded = values.pop("recorded", None) or {}
+    # A run's config.yaml still means the paths that its recipe meant.
+    return values, Path(recorded.get("recipe_folder") or path.resolve().parent)

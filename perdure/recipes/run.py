@@ -120,7 +120,7 @@ def extend_run(
         settings = settings.model_copy(
             update={"extensions": (*settings.extensions, task_spec(task, name, evaluation))}
         )
-    execute(settings, None, folder, display, again)
+    execute(settings, folder.recipe_folder, folder, display, again)
     print_results([path], display)
 
 
@@ -131,6 +131,9 @@ def task_spec(task: Path, name: str | None = None, evaluation: Path | None = Non
     if task.suffix in (".yaml", ".yml"):
         values = read_yaml(task)
         values.setdefault("name", task.stem)
+        for key in ("train", "evaluation"):
+            if isinstance(values.get(key), str) and (task.parent / values[key]).exists():
+                values[key] = str((task.parent / values[key]).resolve())
     else:
         values = {"name": task.name.split(".")[0], "train": str(task.resolve())}
     if name:
@@ -163,7 +166,7 @@ def evaluate_run(path: Path, data: Path | None) -> None:
     settings = folder.settings()
     extra = task_spec(data) if data is not None else None
     quieten()
-    plan = make_plan(settings)
+    plan = make_plan(settings, folder.recipe_folder)
     display = Terminal()
     run = Run(plan, folder, display)
     run.load()
@@ -199,7 +202,7 @@ def generate_text(path: Path, prompt: str, max_new_tokens: int) -> None:
     folder = RunFolder(path)
     settings = folder.settings()
     quieten()
-    plan = make_plan(settings)
+    plan = make_plan(settings, folder.recipe_folder)
     run = Run(plan, folder, Terminal(stderr=True))
     run.load()
     row = plan.encoder.encode(Example("prompt", segments=(Segment(prompt), Segment(" ?", learn=True))))

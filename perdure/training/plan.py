@@ -46,6 +46,7 @@ class Plan:
         strategy: how not to forget.
         probe: rows of the general probe, not part of any task.
         data: counts and hashes of the data, by task.
+        folder: where relative data paths were looked up (the recipe's own folder).
     """
 
     settings: RunSettings
@@ -58,6 +59,7 @@ class Plan:
     strategy: Strategy
     probe: tuple[Example, ...]
     data: Mapping[str, Any]
+    folder: Path | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
     model = tune(language.model, settings.tuning, **settings.lora.model_dump())
     stages = tuple(stream.joint() if mode == "joint" else stream)
     strategy = build(name, with_capacity(settings.continual_strategy, sum(len(task.train) for task in stages)))
-    return Plan(settings, language, model, encoder, stream, stages, mode, strategy, tuple(probe), facts)
+    return Plan(settings, language, model, encoder, stream, stages, mode, strategy, tuple(probe), facts, folder)
 
 
 def check_strategy(settings: RunSettings, name: str) -> None:

@@ -1,0 +1,181 @@
+"""The command line from end to end on a tiny run: what is printed, what is written, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+torch = pytest.importorskip("torch")
+
+
+def results(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "results.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def finished(perdure: Callable[..., Any], recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests that change it take a copy."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    done = perdure("run", recipe, "--out", out)
+    assert (done.code, done.err) == (0, "")
+    (out / "printed.txt").write_text(done.out)
+    return out
+
+
+def test_help_is_there_at_once() -> None:
+    """Half a second, as the best of several: a busy machine makes single ones slow."""
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "perdure.cli", "--help"], capture_output=True, text=True)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0
+        if times[-1] < 0.5:
+            break
+    assert min(times) < 0.5
+    for command in ("demo", "run", "extend", "evaluate", "generate", "list", "report"):
+        assert command in done.stdout
+
+
+def test_version_and_usage(perdure: Callable[..., Any]) -> None:
+    assert perdure("--version").out.startswith("perdure ")
+    assert perdure("run").code == 2
+    assert perdure("nosuch").code == 2
+    assert perdure("run", "arena-tasks", "--seed", "-1").code == 2
+
+
+def test_list(perdure: Callable[..., Any]) -> None:
+    everything = perdure("list")
+    assert everything.code == 0
+    for name in (
+        "strategies:",
+        "naive",
+        "replay",
+        "ewc",
+        "joint",
+        "isolated",
+        "arena-tasks",
+        "lora",
+        "exact_match",
+    ):
+        assert name in everything.out
+    assert perdure("list", "tunings").out.startswith("full")
+    unknown = perdure("list", "strategys")
+    assert unknown.code == 2
+    assert "Did you mean 'strategies'?" in unknown.err
+
+
+def test_a_run_prints_its_table_and_writes_its_folder(finished: Path, recipe: Path) -> None:
+    printed = (finished / "printed.txt").read_text()
+    table = printed[printed.index("exact match of each task at the end (higher is better)") :].splitlines()
+    assert max(map(len, table)) <= 80 or any(line.startswith(("run: ", "report: ")) for line in table)
+    for row in (
+        "ones", "threes", "average ↑", "learning accuracy ↑", "forgetting ↓", "backward transfer ↑",
+        "general probe, before ↑", "general probe, after ↑", "replayed share of rows",
+        "replayed share of target tokens", "steps", "seconds",
+    ):  # fmt: skip
+        assert any(line.strip().startswith(row) for line in table), row
+    assert f"run:    {finished}" in printed
+    found = results(finished)
+    assert found["command"] == shlex.join(["perdure", "run", str(recipe), "--out", str(finished)])
+    assert (found["steps"], found["tasks"]) == (8, ["ones", "threes"])
+    assert yaml.safe_load((finished / "config.yaml").read_text())["recorded"]["commands"] == [found["command"]]
+    for name in ("metrics.jsonl", "scores.csv", "report.html", "model/model.safetensors", "checkpoints/final"):
+        assert (finished / name).exists(), name
+    # As HTML has it: quotes in the path would be escaped, but there are none.
+    assert found["command"] in (finished / "report.html").read_text()
+
+
+def test_a_finished_run_goes_on_extends_answers_and_reports(
+    perdure: Callable[..., Any], finished: Path, recipe: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    again = perdure("run", recipe, "--out", run, "--resume")
+    assert again.code == 0
+    assert "finished; nothing to do" in again.out
+    before = results(run)
+
+    data = recipe.parent
+    given = ("--task", data / "fives.jsonl", "--evaluation", data / "fives-held.jsonl")
+    extended = perdure("extend", run, *given)
+    assert (extended.code, extended.err) == (0, "")
+    after = results(run)
+    assert after["tasks"] == ["ones", "threes", "fives"]
+    assert after["steps"] == 12
+    old, new = (r["scores"]["loss"]["values"] for r in (before, after))
+    assert [row[:2] for row in new[: len(old)]] == old
+    command = shlex.join(["perdure", "extend", str(run), *map(str, given)])
+    assert after["command"] == f"{before['command']} && {command}"
+    assert "nothing is left to do" in perdure("extend", run, "--resume").out
+    assert "has a task 'fives' already" in perdure("extend", run, *given).err
+
+    scored = perdure("evaluate", run)
+    assert (scored.code, scored.err) == (0, "")
+    assert all(name in scored.out for name in ("ones", "threes", "fives", "general probe"))
+    kept = json.loads((run / "evaluation.json").read_text())["scores"]["fives"]["loss"]
+    assert kept == pytest.approx(new[-1][-1], rel=1e-6)
+    assert perdure("evaluate", run, "--data", data / "ones-held.jsonl").code == 0
+    assert json.loads((run / "evaluation.json").read_text())["scores"]["ones-held"]["loss"] == pytest.approx(
+        new[-1][0], rel=1e-6
+    )
+
+    answer = perdure("generate", run, "w1 w2 ", "--max-new-tokens", "3")
+    assert (answer.code, answer.err) == (0, "")
+    assert len(answer.out.split()) <= 3  # fewer where the model ends its answer
+
+    page = perdure("report", run, finished, "--out", tmp_path / "both.html")
+    assert page.code == 0
+    assert (tmp_path / "both.html").is_file()
+
+
+def test_ctrl_c_saves_and_the_printed_command_ends_like_an_uninterrupted_run(
+    perdure: Callable[..., Any], recipe: Path, tmp_path: Path
+) -> None:
+    given = ["run", str(recipe), "--set", "epochs=60", "--set", "log_every=1"]
+    out = tmp_path / "stopped"
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", "perdure.cli", *given, "--out", str(out)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        log = out / "metrics.jsonl"
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.is_file() and log.read_text().count('"event": "step"') >= 30:
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, err
+    stopped = int(err.split("stopped after step ")[1].split(",")[0])
+    assert 30 <= stopped < 480
+    assert any((out / "checkpoints").iterdir())
+    assert not (out / "results.json").exists()
+    program, *arguments = shlex.split(err.split("Go on with: ")[1])
+    assert program == "perdure"
+    assert arguments == [*given, "--out", str(out), "--resume"]
+
+    assert "add --resume" in perdure(*given, "--out", out).err
+    resumed = perdure(*arguments)
+    assert (resumed.code, resumed.err) == (0, "")
+    assert f"going on after step {stopped} of 480" in resumed.out
+    assert perdure(*given, "--out", tmp_path / "straight").code == 0
+    here, there = results(out), results(tmp_path / "straight")
+    assert here["scores"] == there["scores"]
+    assert here["probe"] == there["probe"]
+    assert here["command"] == shlex.join(["perdure", *given, "--out", str(out)])
