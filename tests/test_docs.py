@@ -185,6 +185,19 @@ def test_every_strategy_has_a_page_and_stands_in_the_readme() -> None:
         assert f"({name}.md)" in index
 
 
+def test_tests_that_pages_name_exist() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    names = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
+    assert len(names) > 15
+    assert not {name for name in names if f"def {name}(" not in sources}
+    mutants = re.search(
+        r"Planted wrong versions.*?law table", (ROOT / "docs/strategies/ewc.md").read_text(), re.DOTALL
+    )
+    assert mutants is not None
+    for name in re.findall(r"`(\w+)`", mutants[0]):
+        assert f"class {name}(EWC)" in sources, name
+
+
 def tree() -> tuple[set[str], set[str]]:
     """Files and folders that the README's tree names; depth is two spaces a level."""
     (block,) = [b for b in blocks(ROOT / "README.md", "text") if b.startswith("perdure/")]
