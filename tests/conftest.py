@@ -182,3 +182,13 @@ def recipe(make_lm: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
         "strategy: replay\n"
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(perdure: Callable[..., Done], recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe, run, with what was printed in printed.txt; a test that changes it takes a copy."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    done = perdure("run", recipe, "--out", out)
+    assert (done.code, done.err) == (0, "")
+    (out / "printed.txt").write_text(done.out)
+    return out
