@@ -96,7 +96,5 @@ def test_a_page_that_cannot_be_written_says_how_to_build_it(
         raise StorageError(f"could not write {path}/plots/a.png: No space left on device")
 
     monkeypatch.setattr("perdure.report.write_plots", full)
-    with pytest.raises(
-        StorageError, match=r"runs are intact; free .* with: perdure report x --out x/report\.html"
-    ):
+    with pytest.raises(StorageError, match=r"runs are intact; free .* with: perdure report x --out x/report\.html"):
         show.write_pages([Path("x")])
