@@ -162,6 +162,9 @@ def _again() -> str:
 
 def main() -> NoReturn:
     """Run the command line; exit codes: 0, 1 the run failed, 2 a mistake in what was asked, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # an arrow that a terminal cannot show must not end a run
     sys.exit(_guarded(app))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -109,31 +109,53 @@ def validate(model: type[S], values: Mapping[str, Any], where: str) -> S:
 def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> str:
     """All mistakes of a validation as lines of text."""
     lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "(settings)"
+    problems = error.errors()
+    for problem in problems:
+        location = problem["loc"]
+        inner = any(len(p["loc"]) > len(location) and p["loc"][: len(location)] == location for p in problems)
+        if inner and problem["type"] == "too_short":
+            continue  # it is too short only because what is wrong with its items is said already
+        key = ".".join(_parts(location)) or "(settings)"
         if problem["type"] == "extra_forbidden":
-            lines.append(unknown_name("setting", key, _known(model, problem["loc"])))
+            lines.append(unknown_name("setting", key, _known(model, location)))
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing")
+        elif problem["type"] == "value_error":
+            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}")
         else:
-            lines.append(f"{key}: {_rule(problem['msg'])}, got {problem['input']!r}"[:400])
+            lines.append(f"{key}: {_rule(problem)}, got {problem['input']!r}"[:400])
     return f"{where}: " + ("\n  ".join([f"{len(lines)} mistakes", *lines]) if len(lines) > 1 else lines[0])
 
 
-def _rule(message: str) -> str:
-    """Pydantic's message as a rule: what the value must be."""
-    message = message.removeprefix("Value error, ").replace("Input should", "must")
-    return message.partition(", unable to parse")[0]
+def _rule(problem: Any) -> str:
+    """What the value must be."""
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return "must be a mapping of settings"
+    return str(problem["msg"]).replace("Input should", "must").partition(", unable to parse")[0]
+
+
+def _parts(location: Sequence[int | str]) -> list[str]:
+    """The parts of a setting's key; a tag in parentheses only says which model a value was read as."""
+    return [part for part in map(str, location) if not part.startswith("(")]
 
 
 def _known(model: type[BaseModel] | None, location: Sequence[int | str]) -> list[str]:
-    current: Any = model
-    prefix = []
+    """Keys of the settings that could stand in the place of an unknown one."""
+    current = [model] if model else []
     for part in location[:-1]:
-        field = getattr(current, "model_fields", {}).get(part)
-        current = field.annotation if field else None
-        prefix.append(str(part))
-    return [".".join([*prefix, name]) for name in getattr(current, "model_fields", {})]
+        if isinstance(part, str) and part.startswith("("):
+            current = [one for one in current if f"({one.__name__})" == part]
+        elif isinstance(part, str):
+            fields = [one.model_fields[part] for one in current if part in one.model_fields]
+            current = [found for field in fields for found in _models(field.annotation)]
+    return [".".join([*_parts(location[:-1]), name]) for one in current for name in one.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field's type names, whatever they are wrapped in."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models(argument)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

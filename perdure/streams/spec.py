@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, field_validator, model_validator
 
 from perdure.errors import DataError, unknown_name
 from perdure.order import arrange
@@ -43,6 +43,11 @@ class TemplateSpec(_Settings):
     context: str = ""
 
 
+def _template_kind(value: Any) -> str:
+    # Told apart first, so that a mistake in one is not explained by the other.
+    return "(PieceSpec)" if isinstance(value, list | tuple) else "(TemplateSpec)"
+
+
 class TaskSpec(_Settings):
     """One task from data."""
 
@@ -54,7 +59,14 @@ class TaskSpec(_Settings):
     split: str | None = Field(None, description="split of a `train` that has several")
     evaluation_split: str | None = Field(None, description="split of an `evaluation` that has several")
     prepare: str = Field("none", description="named preparation of the rows")
-    template: TemplateSpec | Annotated[list[PieceSpec], Field(min_length=1)] | None = None
+    template: (
+        Annotated[
+            Annotated[TemplateSpec, Tag("(TemplateSpec)")]
+            | Annotated[list[PieceSpec], Field(min_length=1), Tag("(PieceSpec)")],
+            Discriminator(_template_kind),
+        ]
+        | None
+    ) = None
     where: dict[str, Any] = Field(default_factory=dict, description="keep rows whose columns have these values")
     key: str | None = Field(None, description="column that names a row; default: id, else a hash of the row")
     train_rows: int | None = Field(None, ge=1, description="most training rows")

@@ -178,8 +178,10 @@ class Run:
                     self._save(step_name(learner.steps))
                     clock = time.perf_counter()
         except PerdureError as error:
-            if isinstance(error, NonFiniteError) and learner.steps:
-                self._save(step_name(learner.steps))
+            if isinstance(error, NonFiniteError):
+                if learner.steps:
+                    self._save(step_name(learner.steps))
+                raise NonFiniteError(f"{error} Changed settings need a new --out.") from error
             raise
         self.display.doing(f"after {task.name}")
         learner.end_task()

@@ -121,7 +121,7 @@ def test_a_few_steps_write_a_loadable_folder(tmp_path: Path, monkeypatch) -> Non
     monkeypatch.setattr(
         corpus, "probe", lambda: [{"id": "0", "skill": "math", "prompt": "1 + 1 =", "answer": " 2."}]
     )
-    report = nano.make(tmp_path / "nano", seed=0, device="cpu", tokens=8000, minutes=None)
+    report = nano.make(tmp_path / "nano", seed=0, device="cpu", tokens=8000)
     assert report["tokens"] >= 8000
     assert LlamaForCausalLM.from_pretrained(tmp_path / "nano").num_parameters() == report["parameters"]
     assert len(AutoTokenizer.from_pretrained(tmp_path / "nano")) == report["vocabulary"]
