@@ -13,8 +13,17 @@ from perdure.errors import ConfigError, unknown_name
 
 FORMAT = 1
 Boundary = Literal["reset", "continue"]
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value  # refused, in the words of all other settings
+
+
 # YAML 1.1 reads 1e-3 as a string; numbers given as text are numbers here.
-Number = Annotated[float, BeforeValidator(lambda value: float(value) if isinstance(value, str) else value)]
+Number = Annotated[float, BeforeValidator(_number)]
 
 
 class Settings(BaseModel):

@@ -170,3 +170,11 @@ def test_ctrl_c_saves_and_the_printed_command_ends_like_an_uninterrupted_run(
     assert here["scores"] == there["scores"]
     assert here["probe"] == there["probe"]
     assert here["command"] == shlex.join(["perdure", *given, "--out", str(out)])
+
+
+def test_a_run_is_made_again_from_its_own_config(
+    perdure: Callable[..., Any], finished_run: Path, tmp_path: Path
+) -> None:
+    """Its recipe's relative paths still mean what they meant."""
+    assert perdure("run", finished_run / "config.yaml", "--out", tmp_path / "again").code == 0
+    assert results(tmp_path / "again")["scores"] == results(finished_run)["scores"]

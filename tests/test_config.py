@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from perdure.config import FORMAT, TrainingSettings, apply_overrides, read_yaml, validate
 from perdure.errors import ConfigError, UsageError
+from perdure.training.settings import RunSettings
 
 
 def refused(values: dict[str, object]) -> str:
@@ -195,3 +197,23 @@ def test_yaml_runs_no_code(tmp_path: Path) -> None:
     path.write_text("a: !!python/object/apply:os.getcwd []\n")
     with pytest.raises(ConfigError, match="line 1"):
         read_yaml(path)
+
+
+def test_mistakes_inside_lists_name_their_place_once() -> None:
+    """A bad item makes its list too short as well, and a template is a mapping or a list: neither is said."""
+
+    def said(task: dict[str, Any]) -> str:
+        with pytest.raises(ConfigError) as caught:
+            validate(RunSettings, {"stream": {"tasks": [{"name": "t", "train": "t.jsonl", **task}]}}, "here.yaml")
+        return str(caught.value).removeprefix("here.yaml: ")
+
+    assert said({"trian": 1}).startswith(
+        "unknown setting 'stream.tasks.0.trian'. Did you mean 'stream.tasks.0.train'?"
+    )
+    assert said({"template": {"prompt": "a"}}) == "stream.tasks.0.template.answer: missing"
+    assert said({"template": "{a}"}) == "stream.tasks.0.template: must be a mapping of settings, got '{a}'"
+    assert said({"template": []}).startswith("stream.tasks.0.template: List should have at least 1 item")
+    pieces = said({"template": [{"text": "{a}", "lern": True}]})
+    assert "Did you mean 'stream.tasks.0.template.0.learn'?" in pieces
+    assert "answer" not in pieces
+    assert said({"template": {"answer": "{a.b}"}}).endswith("write a literal brace twice.")
