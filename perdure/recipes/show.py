@@ -47,7 +47,7 @@ def print_results(paths: Sequence[Path], display: Display, report: Path | None =
     from perdure.report import words
 
     runs = [(path.name, read_results(path)) for path in paths]
-    metric = runs[0][1]["main_metric"]
+    metric = _shown_metric([result for _, result in runs])
     higher = runs[0][1]["metrics"][metric]["higher_is_better"]
     title = f"{words.label(metric)} of each task at the end ({words.direction(higher)})"
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -67,6 +67,14 @@ def print_results(paths: Sequence[Path], display: Display, report: Path | None =
     display.say(f"report: {report or paths[0] / 'report.html'}")
 
 
+def _shown_metric(results: Sequence[dict[str, Any]]) -> str:
+    """The main metric; the loss where no run has one right answer, for zeros tell nothing."""
+    main = str(results[0]["main_metric"])
+    summaries = [result["metrics"].get(main, {}) for result in results]
+    found = any(one.get(key) for one in summaries for key in ("average", "learning"))
+    return main if found or "loss" not in results[0]["metrics"] else "loss"
+
+
 def _sections(results: Sequence[dict[str, Any]], metric: str, higher: bool) -> list[dict[str, list[str]]]:
     """Groups of the table's rows: what each is called, and a cell for each run."""
     from perdure.report import words
@@ -80,6 +88,13 @@ def _sections(results: Sequence[dict[str, Any]], metric: str, higher: bool) -> l
     summary = {
         f"{name} {words.arrow(key, higher)}": [words.of_summary(metric, key, number(s.get(key))) for s in summaries]
         for key, name in SUMMARY.items()
+    }
+    losses = [] if metric == "loss" else [result["metrics"].get("loss") or {} for result in results]
+    loss = {
+        f"loss, {SUMMARY[key]} {words.arrow(key, False)}": [
+            words.of_summary("loss", key, number(one.get(key))) for one in losses
+        ]
+        for key in ("average", "forgetting")
     }
     # A probe of plain text has no answers to match: it is scored by its loss alone.
     scored = metric if any(result["probe"].get(metric) for result in results) else "loss"
@@ -99,7 +114,7 @@ def _sections(results: Sequence[dict[str, Any]], metric: str, higher: bool) -> l
         "steps": [str(result["steps"]) for result in results],
         "seconds of training": [f"{result['seconds']:.1f}" for result in results],
     }
-    return [tasks, summary, probe, cost]
+    return [tasks, summary, loss, probe, cost]
 
 
 def write_pages(paths: Sequence[Path], out: Path | None = None) -> Path:

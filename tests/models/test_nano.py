@@ -96,11 +96,11 @@ def test_greedy_probe_score_is_what_is_stated(model, tokenizer, record) -> None:
 
 
 def test_documents_become_rows_with_bos_eos_and_weights(tokenizer) -> None:
-    text = nano.Text(tokenizer, seed=5)
-    (row,) = text.rows(1)
-    (document,) = islice(corpus.documents(5), 1)
-    assert row[0] == [*tokenizer(corpus.text_of(document))["input_ids"], tokenizer.eos_token_id]
-    assert (row[1][0], row[1][-1]) == (0.0, 1.0)
+    """A document's pieces are tokenised apart: that must give the tokens of its whole text."""
+    rows = nano.Text(tokenizer, seed=5).rows(300)
+    for (ids, weights), document in zip(rows, islice(corpus.documents(5), 300), strict=True):
+        assert ids == [*tokenizer(corpus.text_of(document))["input_ids"], tokenizer.eos_token_id]
+        assert (weights[0], weights[-1]) == (0.0, 1.0)
 
 
 def test_weighted_loss_by_hand() -> None:

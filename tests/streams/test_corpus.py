@@ -16,7 +16,7 @@ def test_documents_are_seeded_and_weighted() -> None:
     assert documents(200) != documents(200, seed=1)
     for document in documents(2000):
         assert all(0 < weight <= 1 for _, weight in document)
-        assert all(text[0] == " " and text[-1] != " " for text, _ in document[1:])
+        assert all(text[0] in " .!?;" and text[-1] != " " for text, _ in document[1:])
 
 
 def test_corpus_probe_and_arena_share_no_normalised_text() -> None:
