@@ -195,7 +195,7 @@ def _replay(runs: Sequence[Run]) -> Table | None:
                     words.percent(shares.get("target_share")),
                 ]
             )
-    head = ["run", "replayed rows", "of all rows", "replayed targets", "of all targets"]
+    head = ["run", "replayed rows", "of rows since task 2", "replayed targets", "of targets since task 2"]
     return _table("Replay", head, rows) if rows else None
 
 

@@ -252,8 +252,9 @@ class Run:
         self.learner.optimizer = None
 
     def _count(self, result: StepResult) -> None:
-        self.totals["rows"] += result.rows
-        self.totals["targets"] += result.targets
+        if self.stage:  # in the first there is nothing to replay: it would only thin the shares
+            self.totals["rows"] += result.rows
+            self.totals["targets"] += result.targets
         self.totals["replayed_rows"] += result.replayed_rows
         self.totals["replayed_targets"] += result.replayed_targets
 

@@ -70,7 +70,7 @@ def test_the_folder_of_a_run(finished: Any, tiny: Path) -> None:
     assert [event["replayed"] for event in steps] == [0] * 6 + [2] * 6
     assert {"task", "loss", "lr", "tokens_per_second"} <= set(steps[0])
     assert results["replay"] == {
-        "rows": 12, "row_share": 12 / 36, "targets": 36, "target_share": 36 / 108,
+        "rows": 12, "row_share": 12 / 24, "targets": 36, "target_share": 36 / 72,
     }  # fmt: skip
 
 
