@@ -38,6 +38,11 @@ class GivenSource:
         seen: Counter[str] = Counter()
         for batch in self._loader:
             yield _named(_split(batch, self._objective), self._task, seen)
+        if not seen:
+            raise DataError(
+                f"task {self._task!r}: the loader gave no rows in epoch {epoch + 1}. It must hold some, and give "
+                "them anew each time it is gone through (a generator gives them once)."
+            )
 
 
 def read_source(
@@ -60,27 +65,43 @@ def read_source(
         DataError: no rows, or rows of another shape.
     """
     if isinstance(data, DataLoader):
-        own = not isinstance(data.sampler, RandomSampler | SequentialSampler) or data.batch_size is None
-        if isinstance(data.sampler, RandomSampler) and (data.sampler.replacement or data.sampler._num_samples):
-            own = True
-        if own or isinstance(data.dataset, IterableDataset):
+        if _chooses_rows(data) or data.batch_size is None:
             source = GivenSource(data, task, objective)
             return [row for batch in source.batches(0, 0) for row in batch], source
         assert data.batch_size is not None
         rows = read_rows(data, task, objective)
         shuffle = isinstance(data.sampler, RandomSampler)
-        return rows, KeyedSource(rows, data.batch_size, seed, task, shuffle, data.drop_last)
+        keyed = KeyedSource(rows, data.batch_size, seed, task, shuffle, data.drop_last)
+        if not len(keyed):
+            raise DataError(
+                f"task {task!r}: its {len(rows)} rows do not fill one batch of {data.batch_size}, and drop_last "
+                "leaves out what is not full. Give a smaller batch_size, or drop_last=False."
+            )
+        return rows, keyed
     rows = read_rows(data, task, objective)
     return rows, KeyedSource(rows, batch_size, seed, task)
 
 
+def _chooses_rows(loader: DataLoader[Any]) -> bool:
+    """Whether a loader gives other rows than its dataset's, each once: by a sampler of its own, or as a stream."""
+    sampler = loader.sampler
+    if isinstance(sampler, RandomSampler):
+        chooses = bool(sampler.replacement or sampler._num_samples)
+    else:
+        chooses = not isinstance(sampler, SequentialSampler)
+    own_batches = loader.batch_size is None and loader.batch_sampler is not None
+    return chooses or own_batches or isinstance(loader.dataset, IterableDataset)
+
+
 def read_rows(data: Any, task: str, objective: Objective) -> list[Example]:
-    """All rows of a DataLoader, Dataset or sequence as examples."""
+    """All rows of a DataLoader, Dataset or sequence as examples; a loader with a sampler of its own is asked."""
     collate = None
     items: Any = data
     if isinstance(data, DataLoader):
-        if isinstance(data.dataset, IterableDataset):
+        if _chooses_rows(data):
             rows = [row for batch in data for row in _split(batch, objective)]
+            if not rows:
+                raise DataError(f"task {task!r}: there are no rows")
             return _named(rows, task)
         items = data.dataset
         collate = None if data.collate_fn is default_collate else data.collate_fn

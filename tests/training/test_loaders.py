@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from perdure.errors import ConfigError, DataError
 from perdure.training.loaders import GivenSource, read_rows, read_source
@@ -190,3 +198,32 @@ class Nameless(Dataset[Any]):
 def test_what_is_no_row_is_refused_in_words(data: Any, objective: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         read_rows(data, "t", objective)
+
+
+@pytest.mark.parametrize("how", ["sampler", "batch sampler"])
+def test_held_out_rows_are_those_that_a_loaders_sampler_gives(how: str) -> None:
+    """One dataset split by samplers, as is common: the training rows must not be scored as held out."""
+    sampler = SubsetRandomSampler([5, 6])
+    loader: DataLoader[Any] = (
+        DataLoader(PAIRS, batch_size=2, sampler=sampler)
+        if how == "sampler"
+        else DataLoader(PAIRS, batch_sampler=BatchSampler(sampler, 2, drop_last=False))
+    )
+    rows = read_rows(loader, "t", "classification")
+    assert sorted(float(row.x[0]) for row in rows if row.x is not None) == ALL[5:]
+
+
+def test_a_loader_that_would_train_nothing_is_refused() -> None:
+    """Seven rows and drop_last leave no batch of eight; a generator is empty the second time."""
+    with pytest.raises(DataError, match="its 7 rows do not fill one batch of 8, and drop_last leaves out"):
+        read_source(DataLoader(PAIRS, batch_size=8, drop_last=True), "t", "classification", 99, 0)
+
+    class Once(IterableDataset[Any]):
+        left = iter(PAIRS)
+
+        def __iter__(self) -> Iterator[Any]:
+            return self.left
+
+    _, source = read_source(DataLoader(Once(), batch_size=2), "t", "classification", 99, 0)
+    with pytest.raises(DataError, match="'t': the loader gave no rows in epoch 1"):
+        firsts(source)
