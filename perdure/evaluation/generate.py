@@ -24,6 +24,7 @@ def generate(
     end: int,
     batch_size: int = 64,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    max_length: int | None = None,
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, up to but without the end token.
 
@@ -34,6 +35,7 @@ def generate(
         end: id of the token that ends an answer.
         batch_size: prompts that go together; those of like length do.
         autocast: context of the forward passes.
+        max_length: tokens at most of prompt and answer together, for a model whose positions end there.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
@@ -41,13 +43,15 @@ def generate(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             for i, tokens in zip(
-                chosen, _batch(model, [prompts[i] for i in chosen], max_new_tokens, end), strict=True
+                chosen, _batch(model, [prompts[i] for i in chosen], max_new_tokens, end, max_length), strict=True
             ):
                 answers[i] = tokens
     return answers
 
 
-def _batch(model: Any, prompts: Sequence[Tensor], max_new_tokens: int, end: int) -> list[list[int]]:
+def _batch(
+    model: Any, prompts: Sequence[Tensor], max_new_tokens: int, end: int, max_length: int | None
+) -> list[list[int]]:
     device = next(model.parameters()).device
     longest = max(map(len, prompts))
     # Left padding, with positions that count real tokens only: a padded row then gives what it would give alone.
@@ -61,6 +65,9 @@ def _batch(model: Any, prompts: Sequence[Tensor], max_new_tokens: int, end: int)
     options = {"logits_to_keep": 1} if _keeps_logits(model) else {}
     cache = None
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    room = None if max_length is None else max_length - mask.sum(1)  # [B]
+    if room is not None:
+        done |= room <= 0
     produced: list[Tensor] = []
     for _ in range(max_new_tokens):
         output = model(
@@ -76,11 +83,15 @@ def _batch(model: Any, prompts: Sequence[Tensor], max_new_tokens: int, end: int)
         token = torch.where(done, end, token)
         produced.append(token)
         done |= token == end
+        if room is not None:
+            done |= room <= len(produced)
         if bool(done.all()):
             break
         ids = token[:, None]
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
         positions = positions[:, -1:] + 1
+        if max_length is not None:
+            positions = positions.clamp(max=max_length - 1)  # of rows that are done
     rows = torch.stack(produced, 1).tolist() if produced else [[] for _ in prompts]
     return [row[: row.index(end)] if end in row else row for row in rows]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,7 +145,7 @@ class Learner:
         value: Any = 0.0
         outputs: list[Output] = []
         for batch in batches:
-            with self.accelerator.autocast():
+            with self.autocast():
                 output = strategy.forward(model, batch)
                 loss: Any = 0.0
                 for group, summed in group_losses(output, batch, self.objective).items():
@@ -204,7 +205,7 @@ class Learner:
 
     def score(self, examples: Sequence[Example]) -> dict[str, float]:
         """Metrics on held-out rows, without touching the model's mode or gradients."""
-        with self.accelerator.autocast():
+        with self.autocast():
             return score(
                 self.model,
                 examples,
@@ -213,6 +214,13 @@ class Learner:
                 self.collate,
                 self.settings.evaluation_batch_size,
             )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass at this learner's precision."""
+        # Not Accelerate's: all of its accelerators share one state, so a later learner's precision would hold here.
+        if self.settings.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Examples to a batch on the model's device."""

@@ -49,9 +49,16 @@ class Measure:
             max_new_tokens,
             self.encoder.eos,
             self.learner.settings.evaluation_batch_size,
-            self.learner.accelerator.autocast,
+            self.learner.autocast,
+            self.encoder.max_length,
         )
-        return [self.encoder.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in found]
+        return [self._text(tokens) for tokens in found]
+
+    def _text(self, tokens: list[int]) -> str:
+        # Some tokenizers tidy the spaces before punctuation away, which references keep.
+        return str(
+            self.encoder.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
 
     def _prepare(self, name: str, rows: Sequence[Example]) -> tuple[list[Any], list[str], int]:
         if name not in self._prepared:
@@ -65,9 +72,10 @@ class Measure:
                 if all(segment.learn for segment in row.segments):
                     continue  # plain text has no question to answer: it is scored by its loss alone
                 prompt = self.encoder.prompt_ids(row)
-                reference = self.encoder.reference(row)
+                if not len(prompt):
+                    continue  # nothing stands before the answer, not even BOS: there is nothing to go on from
                 prompts.append(prompt)
-                references.append(reference)
+                references.append(self.encoder.reference(row))
                 lengths.append(len(row.x) - len(prompt) if row.x is not None else 1)
             limit = self.settings.max_new_tokens or max(lengths)
             self._prepared[name] = (prompts, references, limit)

@@ -205,3 +205,20 @@ def test_the_mode_comes_back_and_dropout_is_off(make_lm: Any, training: bool) ->
 )
 def test_exact_match_ignores_white_space_alone(answer: str, reference: str, same: bool) -> None:
     assert matches(answer, reference) is same
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_an_answer_ends_where_the_models_positions_do(batch_size: int) -> None:
+    """Sixteen learnt positions: a prompt of 14 leaves two tokens, one of 16 none, and short ones their eight."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=16, n_layer=1, n_head=2)).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    asked = prompts((14, 3, 16, 8))
+    room = [2, 8, 0, 8]
+    expected = [by_hand(model, prompt, limit)[0] for prompt, limit in zip(asked, room, strict=True)]
+    assert [len(answer) for answer in expected] == room
+    assert generate(model, asked, 8, END, batch_size, max_length=16) == expected

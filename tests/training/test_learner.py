@@ -297,3 +297,13 @@ def test_another_models_state_is_refused(make_mlp: Any) -> None:
         learner(make_mlp(5, 4), "classification").load_state_dict(state)
     with pytest.raises(UsageError, match=r"it has '0\.bias', which this one lacks"):
         learner(nn.Linear(5, 3), "classification").load_state_dict(state)
+
+
+def test_each_learner_keeps_its_own_precision(make_mlp: Any) -> None:
+    """Accelerate's state is one for the process: a second learner must not change the first one's precision."""
+    one = learner(make_mlp(), "classification", precision="bf16")
+    two = learner(make_mlp(), "classification")
+    for each, dtype in ((one, torch.bfloat16), (two, torch.float32)):
+        # On a GPU an autocast that is not told its type takes fp16; here bf16 is the default.
+        with torch.autocast("cpu", dtype=torch.float16, enabled=False), each.autocast():
+            assert each.model(torch.ones(1, 5)).dtype is dtype
