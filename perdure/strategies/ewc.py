@@ -100,6 +100,9 @@ class EWC(Strategy):
             if old is None:
                 self.importance[name], self.anchor[name] = fresh, here[name]
                 continue
+            if old.device != fresh.device:  # loaded, and no step was taken since
+                old = old.to(fresh.device)
+                self.anchor[name] = self.anchor[name].to(fresh.device)
             old.mul_(self.decay)
             total = old + fresh
             if self.decay < 1:

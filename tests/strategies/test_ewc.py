@@ -380,3 +380,22 @@ def test_a_weight_that_got_no_gradient_is_still_pulled_back() -> None:
 def test_bad_settings_are_refused_in_words(settings: dict[str, Any]) -> None:
     with pytest.raises(StrategyError, match=f"ewc: {next(iter(settings))}"):
         EWC(**settings)
+
+
+def test_a_loaded_state_may_lie_elsewhere_than_the_model() -> None:
+    """A run taken up after a task's last step takes no other before the estimate: devices must agree by then.
+
+    Two devices on any machine: the model is on "meta", the state on the CPU.
+    """
+    strategy = EWC(decay=0.5)
+    model = Logistic(torch.zeros(3))
+    learner = learner_of(model, strategy, logistic_rows(4))
+    learner.end_task()
+    state = strategy.state_dict()
+    ctx = learner.ctx
+    assert ctx is not None
+    there = Logistic(torch.zeros(3, device="meta"))
+    strategy._estimate = lambda ctx, rows: {"w": torch.zeros(3, device="meta")}  # type: ignore[method-assign]
+    strategy.load_state_dict(state)
+    strategy.after_task(ctx.but(model=there))
+    assert {strategy.importance["w"].device.type, strategy.anchor["w"].device.type} == {"meta"}
