@@ -126,6 +126,8 @@ def test_a_finished_run_goes_on_extends_answers_and_reports(
     answer = perdure("generate", run, "w1 w2 ", "--max-new-tokens", "3")
     assert (answer.code, answer.err) == (0, "")
     assert len(answer.out.split()) <= 3  # fewer where the model ends its answer
+    nothing = perdure("generate", run, "")
+    assert (nothing.code, "the prompt is empty" in nothing.err) == (2, True)
 
     page = perdure("report", run, finished_run, "--out", tmp_path / "both.html")
     assert page.code == 0
@@ -178,3 +180,23 @@ def test_a_run_is_made_again_from_its_own_config(
     """Its recipe's relative paths still mean what they meant."""
     assert perdure("run", finished_run / "config.yaml", "--out", tmp_path / "again").code == 0
     assert results(tmp_path / "again")["scores"] == results(finished_run)["scores"]
+
+
+def test_evaluate_generates_for_the_rows_that_the_run_generated_for(
+    perdure: Callable[..., Any], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With generate_rows the model answers a choice of rows: another choice would give other scores."""
+    from perdure.training.measure import Measure
+
+    asked: list[list[list[int]]] = []
+
+    def answers(self: Measure, prompts: Any, longest: int) -> list[str]:
+        asked.append([prompt.tolist() for prompt in prompts])
+        return [""] * len(prompts)
+
+    monkeypatch.setattr(Measure, "answers", answers)
+    out = tmp_path / "run"
+    assert perdure("run", recipe, "--out", out, "--set", "evaluation.generate_rows=3").code == 0
+    during, asked[:] = asked[-3:], []
+    assert perdure("evaluate", out).code == 0
+    assert asked == during

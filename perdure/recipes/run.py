@@ -179,7 +179,7 @@ def evaluate_run(path: Path, data: Path | None) -> None:
         rows["general probe"] = plan.probe
     from rich.table import Table
 
-    found = {name: run.measure(f"evaluate {name}", examples) for name, examples in rows.items()}
+    found = {name: run.measure(name, examples) for name, examples in rows.items()}
     metrics = list(dict.fromkeys(metric for values in found.values() for metric in values))
     table = Table(title=f"{path}", title_justify="left")
     for column in ("", "rows", *(metric.replace("_", " ") for metric in metrics)):
@@ -209,6 +209,10 @@ def generate_text(path: Path, prompt: str, max_new_tokens: int) -> None:
     if row is None:
         raise DataError(f"the prompt is longer than the model takes ({plan.encoder.max_length} tokens)")
     ids = plan.encoder.prompt_ids(row)
+    if not len(ids):
+        raise DataError(
+            "the prompt is empty, and this model's tokenizer puts nothing in front of it; give some text"
+        )
     room = plan.encoder.max_length - len(ids)
     (answer,) = run.measure.answers([ids], min(max_new_tokens, room))
     print(answer.strip())
