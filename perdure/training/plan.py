@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -178,9 +179,10 @@ def with_capacity(settings: Mapping[str, Mapping[str, Any]], rows: int) -> dict[
         share = values.get("capacity")
         if isinstance(share, str) and share.strip().endswith("%"):
             try:
-                part = float(share.strip()[:-1]) / 100
-            except ValueError:
-                part = -1.0
+                # As a float, 29 % of 100 rows comes to less than 29.
+                part = Fraction(share.strip()[:-1]) / 100
+            except (ValueError, ZeroDivisionError):
+                part = Fraction(-1)
             if not 0 < part <= 1:
                 raise ConfigError(f'{name}.capacity: a share must be above 0% and at most 100%, got "{share}"')
             values["capacity"] = max(1, int(part * rows))

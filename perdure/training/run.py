@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,6 +122,11 @@ class Run:
             for what, now in (("versions", versions()), ("machine", machine())):
                 for change in changed_settings(recorded.get(what, now), now):
                     self.display.say(f"warning: {what}: {change}; results may differ in their last digits")
+            for task in _changed_sources(recorded.get("data") or {}, plan.data):
+                self.display.say(
+                    f"warning: task {task}: its data files were changed since; the rows' keys are the same, their "
+                    "texts may not be"
+                )
             if state["stage"] < len(plan.stages):
                 if self.folder.finished:
                     self._commands.append(self.again)  # an extension begins
@@ -213,11 +219,7 @@ class Run:
                 self._stop()
             self.display.doing(f"scoring {task.name}")
             found = self.measure(task.name, task.evaluation)
-            for metric, value in found.items():
-                matrix = self.matrices.setdefault(metric, new_matrix(metric))
-                matrix.record(cell_row, task.name, value)
-                if cell_row and self.plan.mode != "sequential":
-                    matrix.record_stage(self.plan.mode, cell_row)
+            self._record(cell_row, task.name, found)
             self._write("evaluation", step=self.learner.steps, row=cell_row, task=task.name, metrics=found)
         if self.plan.probe and (self.plan.mode != "isolated" or row == 0) and not self._probed(cell_row):
             self.display.doing("scoring the general probe")
@@ -227,6 +229,18 @@ class Run:
                 column.extend([None] * (cell_row + 1 - len(column)))
                 column[cell_row] = value
             self._write("probe", step=self.learner.steps, row=cell_row, metrics=found)
+
+    def _record(self, row: int, task: str, found: Mapping[str, float]) -> None:
+        for metric, value in found.items():
+            matrix = self.matrices.setdefault(metric, new_matrix(metric))
+            # A task without this metric (plain text, no held-out rows) has a column too, or a later task would
+            # stand in its position and take over its row.
+            for other in self.plan.stream.evaluations:
+                if other.name not in matrix.tasks:
+                    matrix.record(0, other.name, math.nan)
+            matrix.record(row, task, value)
+            if row and self.plan.mode != "sequential":
+                matrix.record_stage(self.plan.mode, row)
 
     def _measured(self, row: int, task: str) -> bool:
         for matrix in self.matrices.values():
@@ -241,7 +255,10 @@ class Run:
 
     def _horizon(self, stage: int) -> int | None:
         schedule = self.plan.settings.schedule
-        return self.steps[stage] if schedule.at_boundary == "reset" else schedule.total_steps or sum(self.steps)
+        if schedule.at_boundary == "reset":
+            return self.steps[stage]
+        # Alone, a task is the whole stream.
+        return schedule.total_steps or (self.steps[stage] if self.plan.mode == "isolated" else sum(self.steps))
 
     def _back_to_start(self) -> None:
         assert self._initial is not None
@@ -250,6 +267,7 @@ class Run:
                 if name in self._initial:
                     parameter.copy_(self._initial[name])
         self.learner.optimizer = None
+        self.learner.schedule_step = 0
 
     def _count(self, result: StepResult) -> None:
         if self.stage:  # in the first there is nothing to replay: it would only thin the shares
@@ -339,7 +357,9 @@ class Run:
                 self.display.say(f"note: {note}")
 
     def _say_scores(self, row: int) -> None:
-        matrix = self.matrices.get("exact_match") or self.matrices["loss"]
+        matrix = self.matrices.get("exact_match") or self.matrices.get("loss")
+        if matrix is None:
+            return  # no task has held-out rows
         stage = self.plan.stages[self.stage].name
         cell_row = min(row, 1) if self.plan.mode != "sequential" else row
         if cell_row < len(matrix.values):
@@ -365,7 +385,6 @@ class Run:
         trainable, total = count_parameters(plan.model)
         write_scores(self.folder.path, self.matrices, main_metric(self.matrices))
         self._export()
-        self.folder.close()
         replay = None
         if totals["replayed_rows"]:
             replay = {
@@ -393,7 +412,10 @@ class Run:
             "versions": versions(),
             "machine": machine(),
         }
-        return write_results(self.folder.path, facts, self.matrices, main_metric(self.matrices))
+        results = write_results(self.folder.path, facts, self.matrices, main_metric(self.matrices))
+        # Last of all: an extension that could not write its results must not look finished by the older ones.
+        self.folder.close()
+        return results
 
     def _export(self) -> None:
         """The trained model in the layout that Transformers and PEFT load."""
@@ -401,6 +423,13 @@ class Run:
         with replaced(self.folder.adapter if lora else self.folder.model) as aside:
             self.plan.model.save_pretrained(aside)
             self.plan.language.tokenizer.save_pretrained(aside)
+
+
+def _changed_sources(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Names of the tasks whose sources have other contents than recorded, wherever they lie."""
+    recorded = {task["name"]: sorted(task["sources"].values()) for task in there.get("tasks", ())}
+    now = {task["name"]: sorted(task["sources"].values()) for task in here["tasks"]}
+    return [name for name, hashes in recorded.items() if name in now and now[name] != hashes]
 
 
 def _counts(fact: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from perdure.config import FORMAT
-from perdure.errors import RunError
+from perdure.errors import RunError, StorageError
 from perdure.streams.spec import TaskSpec
 from perdure.training.folder import FINAL, RunFolder
 from perdure.training.interrupt import Interrupted
-from perdure.training.plan import make_plan
+from perdure.training.plan import make_plan, with_capacity
 from perdure.training.run import Run
 
 BOTH = "replay+ewc"
@@ -169,3 +169,90 @@ def test_joint_and_isolated_have_one_row_after_the_first(finished: Any) -> None:
         assert R(path).shape == (2, 2)
         assert np.isfinite(R(path)).all()
         assert np.all(R(path)[1] < R(path)[0])
+
+
+def task(name: str, **changes: Any) -> dict[str, Any]:
+    return {"name": name, "train": f"{name}.jsonl", "evaluation": f"{name}-test.jsonl", **changes}
+
+
+@pytest.mark.parametrize(
+    ("first", "metric"),
+    [
+        ({"name": "a", "train": "a.jsonl", "holdout": 0}, "loss"),
+        (task("a", template=[{"text": "{prompt}{answer}", "learn": True}]), "exact_match"),
+    ],
+    ids=["no held-out rows", "plain text"],
+)
+def test_a_task_without_the_metric_keeps_its_place(
+    settings: Any, tmp_path: Path, first: Any, metric: str, execute: Any
+) -> None:
+    """Task b is learnt in row 2 whether or not task a has a score: its column must not take over a's row."""
+    results = execute(settings(stream={"tasks": [first, task("b")]}), tmp_path / "run")
+    found = results["scores"][metric]
+    assert (found["tasks"], found["stages"]) == (["a", "b"], ["a", "b"])
+    values = np.array(found["values"], dtype=float)
+    assert np.isnan(values[:, 0]).all()
+    assert results["metrics"][metric]["per_task"]["b"]["learnt"] == values[2, 1]
+    assert results["metrics"]["loss"]["per_task"]["b"]["learnt"] < results["scores"]["loss"]["values"][1][1]
+
+
+def test_a_stream_without_held_out_rows_is_trained(settings: Any, tmp_path: Path, execute: Any) -> None:
+    stream = {"tasks": [{"name": name, "train": f"{name}.jsonl", "holdout": 0} for name in "ab"]}
+    results = execute(settings(stream=stream), tmp_path / "run")
+    assert (results["steps"], results["metrics"]) == (12, {})
+
+
+@pytest.mark.parametrize("boundary", ["reset", "continue"])
+def test_an_isolated_task_is_trained_as_if_it_were_the_whole_stream(
+    settings: Any, tmp_path: Path, boundary: str, execute: Any
+) -> None:
+    schedule = {"type": "cosine", "at_boundary": boundary}
+    execute(settings(strategy="isolated", schedule=schedule), tmp_path / "both")
+    execute(settings(strategy="naive", schedule=schedule, stream={"tasks": [task("b")]}), tmp_path / "alone")
+    assert R(tmp_path / "both")[1, 1] == R(tmp_path / "alone")[1, 0]
+
+
+def test_an_extension_is_not_finished_before_its_results_are_written(
+    finished: Any, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execute: Any
+) -> None:
+    """The results of the run before it are still there, and would be taken for its own."""
+
+    def full(*_: Any) -> None:
+        raise StorageError("the disk is full")
+
+    path = shutil.copytree(finished(strategy=BOTH), tmp_path / "run")
+    asked = settings(strategy=BOTH, extensions=(THIRD,))
+    with monkeypatch.context() as during:
+        during.setattr("perdure.training.run.write_results", full)
+        with pytest.raises(StorageError):
+            execute(asked, path)
+    assert not RunFolder(path).finished
+    execute(asked, path)
+    assert RunFolder(path).finished
+    assert R(path).shape == (4, 3)
+
+
+def test_changed_texts_under_the_same_keys_are_told_of(
+    settings: Any, tiny: Path, tmp_path: Path, execute: Any, Stop: Any
+) -> None:
+    data = shutil.copytree(tiny, tmp_path / "data")
+    for name in "ab":
+        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+        named = "".join(json.dumps({"id": i, **row}) + "\n" for i, row in enumerate(rows))
+        (data / f"{name}.jsonl").write_text(named)
+    asked = settings(data=str(data))
+    with pytest.raises(Interrupted):
+        execute(asked, tmp_path / "run", Stop(step=3))
+    (data / "b.jsonl").write_text((data / "b.jsonl").read_text().replace("w5", "w30"))
+    display = Stop()
+    execute(asked, tmp_path / "run", display)
+    assert [line for line in display.said if line.startswith("warning: ")] == [
+        "warning: task b: its data files were changed since; the rows' keys are the same, their texts may not be"
+    ]
+
+
+def test_a_capacity_in_percent_is_exact() -> None:
+    """29 % of 100 rows are 29; as floats 0.29 * 100 is below."""
+    found = [with_capacity({"replay": {"capacity": f"{p}%"}}, 100)["replay"]["capacity"] for p in range(1, 101)]
+    assert found == list(range(1, 101))
+    assert with_capacity({"replay": {"capacity": "2.5%"}}, 1000)["replay"]["capacity"] == 25
