@@ -141,7 +141,12 @@ def template_of(spec: TemplateSpec | Sequence[PieceSpec]) -> Template:
 
 
 def build(
-    spec: StreamSpec, data_dir: str | Path | None, seed: int, encoder: Encoder, base: str | Path | None = None
+    spec: StreamSpec,
+    data_dir: str | Path | None,
+    seed: int,
+    encoder: Encoder,
+    base: str | Path | None = None,
+    probe: Sequence[Example] = (),
 ) -> tuple[Stream, dict[str, Any]]:
     """The stream that the settings describe, encoded, and the facts about its data as plain values.
 
@@ -151,6 +156,7 @@ def build(
         seed: of splits, caps and generated tasks.
         encoder: its answer limit holds for tasks that set none.
         base: the recipe's folder, where relative paths are looked up next; the current folder comes last.
+        probe: rows that are scored beside the stream's; no task trains on them.
 
     Raises:
         DataError: a source is missing, malformed, or leaves a task without training rows.
@@ -160,7 +166,7 @@ def build(
     else:
         places = [Path(place) for place in (data_dir, base) if place is not None]
         drafts = [_Draft.load(task, places, seed, encoder) for task in spec.tasks or ()]
-    return _assemble(drafts, (), seed)
+    return _assemble(drafts, (), seed, probe)
 
 
 def build_task(
@@ -170,14 +176,15 @@ def build_task(
     encoder: Encoder,
     base: str | Path | None = None,
     earlier: Sequence[Task] = (),
+    probe: Sequence[Example] = (),
 ) -> tuple[Task, dict[str, Any]]:
     """One more task, for a stream that has been trained already; as in `build`.
 
-    Rows that stand in the evaluation of an `earlier` task are not trained on, and rows that an earlier task was
-    trained on are not evaluated.
+    Rows that stand in the probe or the evaluation of an `earlier` task are not trained on, and rows that an earlier
+    task was trained on are not evaluated.
     """
     places = [Path(place) for place in (data_dir, base) if place is not None]
-    stream, facts = _assemble([_Draft.load(spec, places, seed, encoder)], earlier, seed)
+    stream, facts = _assemble([_Draft.load(spec, places, seed, encoder)], earlier, seed, probe)
     return stream.tasks[0], facts
 
 
@@ -247,11 +254,13 @@ class _Draft:
         return [kept[example.key] for example in allowed if example.key in kept]
 
 
-def _assemble(drafts: Sequence[_Draft], earlier: Sequence[Task], seed: int) -> tuple[Stream, dict[str, Any]]:
+def _assemble(
+    drafts: Sequence[_Draft], earlier: Sequence[Task], seed: int, probe: Sequence[Example]
+) -> tuple[Stream, dict[str, Any]]:
     """Evaluation rows first, for no training row may be one of them, of whatever task."""
     trained = {text_of(example) for task in earlier for example in task.train} - {""}
     held = [draft.choose("evaluation", seed, lambda text: text in trained) for draft in drafts]
-    scored = [*held, *(task.evaluation for task in earlier)]
+    scored = [*held, *(task.evaluation for task in earlier), probe]
     texts = {text_of(example) for examples in scored for example in examples} - {""}
     tasks, facts = [], []
     for draft, evaluation in zip(drafts, held, strict=True):

@@ -143,14 +143,14 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
     limit = min(settings.max_length or language.max_length, language.max_length)
     encoder = Encoder(language.tokenizer, limit)
     places = (Path(settings.data) if settings.data else None, settings.seed, encoder, folder)
-    stream, facts = spec.build(settings.stream, *places)
+    probe = spec.build_task(_probe_spec(settings), *places)[0].train
+    stream, facts = spec.build(settings.stream, *places, probe=probe)
     for extension in settings.extensions:
         if extension.name in stream.names:
             raise ConfigError(f"the stream has a task {extension.name!r} already; give the new one another --name")
-        task, fact = spec.build_task(extension, *places, earlier=stream.tasks)
+        task, fact = spec.build_task(extension, *places, earlier=stream.tasks, probe=probe)
         stream = stream.extend(task)
         facts["tasks"] += fact["tasks"]
-    probe = spec.build_task(_probe_spec(settings), *places)[0].train
     model = tune(language.model, settings.tuning, **settings.lora.model_dump())
     stages = tuple(stream.joint() if mode == "joint" else stream)
     strategy = build(name, with_capacity(settings.continual_strategy, sum(len(task.train) for task in stages)))

@@ -15,6 +15,7 @@ import yaml
 from perdure.config import FORMAT
 from perdure.errors import RunError, StorageError
 from perdure.streams.spec import TaskSpec
+from perdure.streams.stream import text_of
 from perdure.training.folder import FINAL, RunFolder
 from perdure.training.interrupt import Interrupted
 from perdure.training.plan import make_plan, with_capacity
@@ -256,3 +257,17 @@ def test_a_capacity_in_percent_is_exact() -> None:
     found = [with_capacity({"replay": {"capacity": f"{p}%"}}, 100)["replay"]["capacity"] for p in range(1, 101)]
     assert found == list(range(1, 101))
     assert with_capacity({"replay": {"capacity": "2.5%"}}, 1000)["replay"]["capacity"] == 25
+
+
+def test_no_task_trains_on_the_probe(settings: Any, tiny: Path) -> None:
+    """The probe is four of task a's and b's rows in other spacing: tasks of 6 rows keep 4 each, c keeps all 6."""
+    rows = [line for name in "ab" for line in (tiny / f"{name}.jsonl").read_text().splitlines()[:2]]
+    (tiny / "overlap.jsonl").write_text(
+        "".join(row.replace("w9", " w9").replace("w1", " w1") + "\n" for row in rows)
+    )
+    plan = make_plan(settings(probe={"name": "probe", "train": "overlap.jsonl"}, extensions=(THIRD,)))
+    probed = {text_of(row) for row in plan.probe}
+    assert len(plan.probe) == 4
+    assert [len(stage.train) for stage in plan.stages] == [4, 4, 6]
+    assert not any(text_of(row) in probed for stage in plan.stages for row in stage.train)
+    assert [fact["train"]["overlapping"] for fact in plan.data["tasks"]] == [2, 2, 0]
