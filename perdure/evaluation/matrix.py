@@ -72,6 +72,10 @@ class ScoreMatrix:
         self._reach(row)
         self._cells.setdefault(task, {})[int(row)] = float(value)
 
+    def drop(self, task: str) -> None:
+        """Take a column out: a task that was scored and then never trained."""
+        self._cells.pop(task, None)
+
     def record_stage(self, name: str, row: int | None = None) -> int:
         """Name a row by the stage that it follows, a task's name or "joint"; return its number.
 

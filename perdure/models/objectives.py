@@ -46,6 +46,7 @@ def collate(examples: Sequence[Example], objective: Objective, device: torch.dev
             y = y.to(torch.get_default_dtype()) if not y.is_floating_point() else y
             counts = [y[0].numel()] * len(rows)
         else:
+            y = y if y.is_floating_point() else y.long()
             counts = [1] * len(rows)
         tokens = len(rows)
     return Batch(rows, x.to(device), y.to(device), tuple(counts), tokens)

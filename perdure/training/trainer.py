@@ -118,6 +118,10 @@ class ContinualTrainer:
         try:
             return self._train_task(name, train_loader, val_loader, num_epochs)
         finally:
+            if name not in self.tasks:  # it failed: R keeps the tasks that were trained
+                self._evaluations.pop(name, None)
+                for matrix in self.matrices.values():
+                    matrix.drop(name)
             if self._log is not None:
                 self._log.close()
                 self._log_size, self._log = self._log.size, None

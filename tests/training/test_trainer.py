@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from perdure import ContinualTrainer
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, NonFiniteError
 from perdure.evaluation import metrics
 from perdure.strategies import EWC, Chain, Naive, Replay
 
@@ -228,3 +229,24 @@ def test_evaluation_records_nothing_and_changes_nothing(make_mlp: Any, loaders: 
     assert trainer.model.training
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
     assert np.array_equal(trainer.scores.values, R)
+
+
+def test_a_task_that_failed_leaves_no_trace_in_the_scores(make_mlp: Any, loaders: Any) -> None:
+    """Task 1 was scored before its training failed; task 2 is then the second, and R is [3, 2]."""
+    trainer = ContinualTrainer(make_mlp(5, 2), config=CONFIG)
+    trainer.train_task(*loaders(0), task_id=0)
+    x, y = next(iter(loaders(1)[0]))
+    with pytest.raises(NonFiniteError):
+        trainer.train_task(TensorDataset(x * math.nan, y), loaders(1)[1], task_id=1)
+    assert (trainer.scores.tasks, trainer.scores.values.shape) == (["task_0"], (2, 1))
+    trainer.train_task(*loaders(1), task_id=2)
+    assert trainer.scores.tasks == trainer.scores.stages == ["task_0", "task_2"]
+    assert np.isfinite(trainer.scores.values).all()
+    assert trainer.scores.values.shape == (3, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+def test_classes_may_be_any_whole_numbers(make_mlp: Any, dtype: torch.dtype) -> None:
+    x, y = torch.eye(5), torch.tensor([0, 1, 0, 1, 1])
+    losses = [ContinualTrainer(make_mlp(5, 2)).evaluate(TensorDataset(x, labels)) for labels in (y, y.to(dtype))]
+    assert losses[0] == losses[1]
