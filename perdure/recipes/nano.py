@@ -289,7 +289,8 @@ def check_apart(probe: list[dict[str, str]], seed: int, documents: int = 50_000,
     for kind in arena.KINDS:
         for item in arena.generate(kind, items, seed):
             prompt, answer = arena.plain(item)
-            held |= {arena.normalise(t) for t in (item.prompt, item.prompt + item.answer, prompt, prompt + answer)}
+            asked = item.prompt.removesuffix(arena.ASK)
+            held |= {arena.normalise(t) for t in (asked, asked + item.answer, prompt, prompt + answer)}
     for document in islice(corpus.documents(seed), documents):
         texts = {arena.normalise(corpus.text_of(document)), arena.normalise(document[0][0])}
         assert not texts & held, f"held-out text in the corpus: {corpus.text_of(document)}"

@@ -49,6 +49,9 @@ EVENTS = words(
 OBJECTS = words("pens,apples,coins,books,cards,stones,shells,eggs,cups,nuts,keys,toys")
 THINGS = words("cat,dog,fish,hen,cow,horse,ball,book,drum,kite,lamp,ring,cup,hat,key,boat")
 
+# Ends every prompt of the tasks: what follows it tells the kinds apart, not what comes before it.
+ASK = " Answer:"
+
 Facts = dict[str, Any]
 
 
@@ -151,6 +154,7 @@ def generate(
         at = level or LEVELS[len(items) % len(LEVELS)] if misses < 500 else level or rng.choice(LEVELS)
         facts = draw(kind, at, rng)
         prompt, answer = wording(kind, facts, rng.randrange(12))
+        prompt += ASK
         texts = {normalise(prompt), normalise(plain_wording(kind, facts)[0])}
         if texts & seen or partition(kind, facts) != "arena":
             misses += 1
