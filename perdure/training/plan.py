@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from perdure.errors import ConfigError, unknown_name
 from perdure.strategies.base import Strategy
 from perdure.strategies.build import STRATEGIES, build
@@ -74,7 +76,7 @@ class Plan:
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """How a saved identity differs from this plan's, in words; stages that came later do not count."""
         own = self.identity
-        found = changed_settings(saved["settings"], own["settings"])
+        found = changed_settings(_completed(saved["settings"]), own["settings"])
         for name, rows in saved["stages"].items():
             if own["stages"].get(name) != rows:
                 found.append(
@@ -98,7 +100,17 @@ def fixed_settings(settings: RunSettings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=CHANGEABLE)
 
 
+def _completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Saved settings, and the defaults of those that came later, so that an older run can be gone on with."""
+    try:
+        return fixed_settings(RunSettings.model_validate(saved))
+    except ValidationError:
+        return saved
+
+
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, list | tuple):
+        values = {str(index): value for index, value in enumerate(values)}
     if isinstance(values, Mapping):
         pairs = [(f"{prefix}.{key}".lstrip("."), inner) for key, inner in values.items()]
         return {name: value for key, inner in pairs for name, value in _flat(inner, key).items()}
