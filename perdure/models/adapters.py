@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from perdure.errors import ModelError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 Tuning = Literal["full", "lora"]
 TUNINGS: dict[str, str] = {
@@ -61,3 +61,10 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Trainable and total number of parameters; tied weights count once."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes)
+
+
+def moving(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: trainable parameters, and buffers that are saved (running statistics, say)."""
+    found: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    saved = model.state_dict()
+    return found | {name: buffer for name, buffer in model.named_buffers() if name in saved}

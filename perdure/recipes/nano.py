@@ -27,8 +27,9 @@ from perdure.streams import arena, corpus
 VOCABULARY = 1024
 CONTEXT = 512
 SPECIAL = ("<s>", "</s>", "<pad>")
-BATCH_TOKENS = 2048
-TOKENS = 20_000_000
+BATCH_TOKENS = 512
+STEP_BATCHES = 4  # of rows of like length each: one batch holds few kinds, a step should hold many
+TOKENS = 30_000_000
 PEAK_LR = 3e-3
 WARM_UP = 0.02
 
@@ -88,8 +89,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 class Text:
     """The pre-training text as batches; remembers how many tokens it gave and a hash of what it gave."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-        self.documents = corpus.documents(seed)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, documents: Iterator[corpus.Document], seed: int) -> None:
+        self.documents = documents
         self.backend = tokenizer.backend_tokenizer
         self.bos, self.eos, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         self.hash = hashlib.blake2b(digest_size=16)
@@ -179,7 +180,8 @@ def pretrain(model: LlamaForCausalLM, text: Text, device: str, tokens: int, seed
     model.train()
     with Progress(*columns, speed_estimate_period=120) as progress:
         bar = progress.add_task("nano", total=1.0, note="")
-        for ids, weights in text.batches():
+        batches = text.batches()
+        while True:
             state["seconds"] = time.perf_counter() - began
             done = state["tokens"] / tokens
             if done >= 1:
@@ -187,17 +189,20 @@ def pretrain(model: LlamaForCausalLM, text: Text, device: str, tokens: int, seed
             rate = PEAK_LR * (done / WARM_UP if done < WARM_UP else 0.5 * (1.01 + 0.99 * math.cos(math.pi * done)))
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
-            loss = training_loss(model, ids.to(device), weights, generator)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss.item()} at step {state['steps']}; nothing was saved")
-            recent.append(loss.item())
-            loss.backward()
+            total = torch.zeros((), device=device)
+            for ids, weights in islice(batches, STEP_BATCHES):
+                loss = training_loss(model, ids.to(device), weights, generator) / STEP_BATCHES
+                loss.backward()
+                total += loss.detach()
+                state["tokens"] += int((weights > 0).sum())
+            if not torch.isfinite(total):
+                raise FloatingPointError(f"the loss is {total.item()} at step {state['steps']}; nothing was saved")
+            recent.append(total.item())
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             state["steps"] += 1
-            state["tokens"] += int((weights > 0).sum())
             if state["steps"] % 50 == 0:
                 state["loss"] = round(sum(recent) / len(recent), 4)
                 speed = state["tokens"] / state["seconds"]
@@ -279,7 +284,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def check_apart(probe: list[dict[str, str]], seed: int, documents: int = 50_000, items: int = 500) -> None:
+def check_apart(probe: list[dict[str, str]], seed: int, documents: int = 250_000, items: int = 500) -> None:
     """Assert that corpus, probe and arena share no normalised text (partition makes it so; this looks)."""
     held = {
         normal
@@ -291,7 +296,7 @@ def check_apart(probe: list[dict[str, str]], seed: int, documents: int = 50_000,
             prompt, answer = arena.plain(item)
             asked = item.prompt.removesuffix(arena.ASK)
             held |= {arena.normalise(t) for t in (asked, asked + item.answer, prompt, prompt + answer)}
-    for document in islice(corpus.documents(seed), documents):
+    for document in islice(corpus.lessons(seed), documents):
         texts = {arena.normalise(corpus.text_of(document)), arena.normalise(document[0][0])}
         assert not texts & held, f"held-out text in the corpus: {corpus.text_of(document)}"
 
@@ -305,7 +310,7 @@ def make(out: Path, seed: int, device: str, tokens: int) -> dict[str, Any]:
     )
     model = build_model(tokenizer, seed)
     nn.Module.to(model, device)
-    text = Text(tokenizer, seed)
+    text = Text(tokenizer, corpus.lessons(seed), seed)
     state = pretrain(model, text, device, tokens, seed)
     out.mkdir(parents=True, exist_ok=True)
     save(model, tokenizer, out)

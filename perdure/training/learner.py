@@ -147,6 +147,7 @@ class Learner:
         for batch in batches:
             with self.autocast():
                 output = strategy.forward(model, batch)
+                outputs.append(Output(output.logits.detach()))
                 loss: Any = 0.0
                 for group, summed in group_losses(output, batch, self.objective).items():
                     if totals[group]:
@@ -159,7 +160,6 @@ class Learner:
                 continue
             self.accelerator.backward(loss)
             value = value + loss.detach()
-            outputs.append(Output(output.logits.detach()))
         strategy.gradient(ctx, batches)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())

@@ -11,7 +11,7 @@ import torch
 
 from perdure.errors import NonFiniteError, PerdureError, RunError, StorageError
 from perdure.evaluation.matrix import ScoreMatrix
-from perdure.models.adapters import count_parameters
+from perdure.models.adapters import count_parameters, moving
 from perdure.storage import folder as replaced
 from perdure.storage import guarded, plain
 from perdure.tracking import MetricsLog
@@ -134,7 +134,7 @@ class Run:
         self.folder.write_settings(plan.settings, self._recorded())
         self._log = MetricsLog(self.folder.metrics, state["log_size"] if state else 0)
         if plan.mode == "isolated":
-            self._initial = {n: p.detach().clone() for n, p in plan.model.named_parameters() if p.requires_grad}
+            self._initial = {name: value.detach().clone() for name, value in moving(plan.model).items()}
         if state:
             self._restore_scores(state)
         self._announce()
@@ -263,9 +263,10 @@ class Run:
     def _back_to_start(self) -> None:
         assert self._initial is not None
         with torch.no_grad():
-            for name, parameter in self.plan.model.named_parameters():
-                if name in self._initial:
-                    parameter.copy_(self._initial[name])
+            own: dict[str, torch.Tensor] = dict(self.plan.model.named_parameters())
+            own |= dict(self.plan.model.named_buffers())
+            for name, value in self._initial.items():
+                own[name].copy_(value)
         self.learner.optimizer = None
         self.learner.schedule_step = 0
 

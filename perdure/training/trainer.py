@@ -15,7 +15,7 @@ from perdure.errors import ConfigError, RunError, StrategyError
 from perdure.evaluation.matrix import ScoreMatrix
 from perdure.evaluation.score import HIGHER_IS_BETTER, MAIN
 from perdure.memory.pack import pack, unpack
-from perdure.models.adapters import count_parameters
+from perdure.models.adapters import count_parameters, moving
 from perdure.strategies.base import Strategy
 from perdure.strategies.build import build, describe
 from perdure.tracking import MetricsLog
@@ -42,7 +42,7 @@ class ContinualTrainer:
         seed: of every order and draw.
 
     Raises:
-        ConfigError: unknown settings or objective, or a strategy given twice.
+        ConfigError: unknown settings or objective, or a strategy given twice; `output_dir` holds another training.
 
     Example:
         >>> trainer = ContinualTrainer(model, EWC(strength=100.0), {"optimizer": {"type": "adam", "lr": 1e-3}})
@@ -63,12 +63,12 @@ class ContinualTrainer:
         self.settings, self.strategy = configure(config, strategy)
         self.seed = seed
         self.learner = Learner(model, self.strategy, objective, self.settings, seed)
-        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.output_dir = None if output_dir is None else _empty(Path(output_dir))
         self.matrices: dict[str, ScoreMatrix] = {}
         self.tasks: list[str] = []
         self._evaluations: dict[str, list[Example]] = {}
         # Row 0 of a task that arrives later is scored with the weights that the stream began with.
-        self._initial = {name: value.detach().cpu().clone() for name, value in self._moving().items()}
+        self._initial = {name: value.detach().cpu().clone() for name, value in moving(model).items()}
         self._log: MetricsLog | None = None
         self._log_size = 0
         self._seconds = 0.0
@@ -255,12 +255,6 @@ class ContinualTrainer:
                 for name, p in own.items():
                     p.copy_(now[name])
 
-    def _moving(self) -> dict[str, Tensor]:
-        """What training changes: trainable parameters, and buffers that are saved (running statistics, say)."""
-        moving: dict[str, Tensor] = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        saved = self.model.state_dict()
-        return moving | {n: buffer for n, buffer in self.model.named_buffers() if n in saved}
-
     def _new_matrix(self, metric: str) -> ScoreMatrix:
         """An empty matrix with a column for every task so far, so that R stays [T+1, T]."""
         matrix = ScoreMatrix(metric, HIGHER_IS_BETTER[metric])
@@ -304,3 +298,12 @@ class ContinualTrainer:
         write_scores(self.output_dir, self.matrices, self.scores.metric)
         write_results(self.output_dir, facts, self.matrices, self.scores.metric)
         self.save(self.output_dir / "checkpoints" / f"task-{len(self.tasks):03d}")
+
+
+def _empty(folder: Path) -> Path:
+    """The folder, unless an earlier training wrote there: its files are not written over."""
+    if (folder / "metrics.jsonl").exists():
+        raise ConfigError(
+            f"output_dir: {folder} holds the metrics.jsonl of an earlier training; give another one, or remove it"
+        )
+    return folder

@@ -97,7 +97,7 @@ def test_greedy_probe_score_is_what_is_stated(model, tokenizer, record) -> None:
 
 def test_documents_become_rows_with_bos_eos_and_weights(tokenizer) -> None:
     """A document's pieces are tokenised apart: that must give the tokens of its whole text."""
-    rows = nano.Text(tokenizer, seed=5).rows(300)
+    rows = nano.Text(tokenizer, corpus.documents(5), seed=5).rows(300)
     for (ids, weights), document in zip(rows, islice(corpus.documents(5), 300), strict=True):
         assert ids == [*tokenizer(corpus.text_of(document))["input_ids"], tokenizer.eos_token_id]
         assert (weights[0], weights[-1]) == (0.0, 1.0)

@@ -3,6 +3,8 @@
 from collections import Counter
 from itertools import islice
 
+import pytest
+
 from perdure.streams import arena, corpus
 from perdure.streams.arena import KINDS, generate, normalise, plain
 
@@ -34,10 +36,15 @@ def test_corpus_probe_and_arena_share_no_normalised_text() -> None:
     assert not corpus_texts & arena_texts
 
 
-def test_a_document_in_exclude_is_left_out() -> None:
-    first = documents(1)[0]
-    taken = frozenset({normalise(corpus.text_of(first))})
-    assert first not in list(islice(corpus.documents(0, taken), 500))
+def test_lessons_bring_the_look_up_kinds_one_by_one_and_then_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tuple((20, shares) for _, shares in corpus.LESSONS)
+    monkeypatch.setattr(corpus, "LESSONS", plan)
+    text = [corpus.text_of(document) for document in islice(corpus.lessons(0), 20 * len(plan) + 500)]
+    assert text == [corpus.text_of(document) for document in islice(corpus.lessons(0), 580)]
+    assert all(" than " in document for document in text[:20])
+    assert all("hen " in document or " than " in document for document in text[20:40])
+    assert any(" + " in document for document in text[-500:])
+    assert set().union(*(shares for _, shares in plan)) < set(corpus.SHARES)
 
 
 def test_probe_has_two_hundred_items_evenly_over_the_skills() -> None:

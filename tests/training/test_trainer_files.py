@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from perdure import ContinualTrainer
-from perdure.errors import RunError, StrategyError, UsageError
+from perdure.errors import ConfigError, RunError, StrategyError, UsageError
 from perdure.evaluation import metrics
 from perdure.strategies import EWC, Chain, Naive, Replay, Strategy
 from perdure.training import checkpoint
@@ -88,6 +88,9 @@ def test_the_output_folder(make_mlp: Any, tmp_path: Path, loaders: Any, trained:
     lines = (out / "scores.csv").read_text().splitlines()
     assert lines[0] == "after,task_0,task_1"
     assert [line.split(",")[0] for line in lines[1:]] == ["start", "task_0", "task_1"]
+    with pytest.raises(ConfigError, match=r"holds the metrics.jsonl of an earlier training"):
+        ContinualTrainer(make_mlp(5, 2), EWC(), CONFIG, output_dir=out)
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == len(events)
     loaded = ContinualTrainer.load(out / "checkpoints" / "task-002", make_mlp(5, 2))
     assert same(loaded, trainer)
     assert math.isfinite(loaded.evaluate(loaders(0)[1])["loss"])
