@@ -74,6 +74,9 @@ def run(
     resume: Resume = False,
     override: Set = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")] = False,
+    skip_bad_batches: Annotated[
+        bool, typer.Option("--skip-bad-batches", help="Leave out steps whose loss or gradient is not finite.")
+    ] = False,
 ) -> None:
     """Train a model through a recipe's stream of tasks and report what it kept."""
     from perdure.recipes.run import run_recipe
@@ -81,6 +84,8 @@ def run(
     given = {"model": model, "tuning": tuning, "strategy": strategy, "seed": seed}
     if compiled:
         given["compile"] = True
+    if skip_bad_batches:
+        given["skip_bad_batches"] = True
     if data is not None:
         given["data"] = str(data)
     run_recipe(recipe, given, override or [], out, resume, _again())

@@ -77,6 +77,7 @@ class TrainingSettings(Settings):
     gradient_checkpointing: bool = False
     compile: bool = False
     evaluation_batch_size: int = Field(64, ge=1)
+    skip_bad_batches: bool = False
 
     @model_validator(mode="after")
     def _divides(self) -> TrainingSettings:

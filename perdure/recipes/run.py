@@ -14,7 +14,7 @@ from perdure.recipes.show import print_results, write_pages
 from perdure.storage import write_json
 from perdure.streams.spec import TaskSpec
 from perdure.training.display import Display, Terminal
-from perdure.training.folder import RunFolder
+from perdure.training.folder import LOCK, RunFolder
 from perdure.training.settings import RunSettings
 
 
@@ -74,9 +74,10 @@ def execute(settings: RunSettings, base: Path | None, folder: RunFolder, display
 
     quieten()
     _check_folder(folder)
-    plan = make_plan(settings, base)
-    Run(plan, folder, display, again).execute()
-    write_pages([folder.path])
+    with folder.locked():
+        plan = make_plan(settings, base)
+        Run(plan, folder, display, again).execute()
+        write_pages([folder.path])
 
 
 def quieten() -> None:
@@ -92,7 +93,7 @@ def _check_folder(folder: RunFolder) -> None:
     path = folder.path
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; give a folder with --out")
-    if path.is_dir() and not folder.exists and any(path.iterdir()):
+    if path.is_dir() and not folder.exists and any(p.name != LOCK for p in path.iterdir()):
         raise RunError(f"{path} is not empty and holds no run; give another folder with --out")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -16,7 +18,13 @@ from perdure.storage import guarded, write_text
 from perdure.training import checkpoint
 from perdure.training.settings import RunSettings
 
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows has no flock
+    fcntl = None  # type: ignore[assignment]
+
 RECORDED = "recorded"
+LOCK = ".lock"
 FINAL = "final"
 
 
@@ -46,6 +54,30 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run here came to its end, and no extension is under way."""
         return (self.checkpoints / FINAL).is_dir()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the kernel lets go of it when the process ends, however it ends.
+
+        A folder that holds nothing else at the end, since the run never began, is removed again.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        lock = self.path / LOCK
+        with guarded(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = _hold(lock)
+        if file is None:
+            holder = lock.read_text(encoding="utf-8").strip() or "another process"
+            raise RunError(f"{self.path}: {holder} is at work here; wait for it, or give another --out")
+        with file:
+            try:
+                yield
+            finally:
+                if [p.name for p in self.path.iterdir()] == [LOCK]:
+                    lock.unlink()
+                    self.path.rmdir()
 
     def settings(self) -> RunSettings:
         """The settings of the run that is here.
@@ -136,11 +168,11 @@ class RunFolder:
                 shutil.rmtree(aside, ignore_errors=True)
                 final.rename(aside)
 
-    def drop_steps(self) -> None:
-        """Remove the mid-task checkpoints, which a boundary one has replaced."""
-        for path in self.saved():
-            if path.name.startswith("step-"):
-                shutil.rmtree(path, ignore_errors=True)
+    def drop_steps(self, keep: int) -> None:
+        """Remove the mid-task checkpoints but the newest `keep`; those of a task's end stay."""
+        steps = [path for path in self.saved() if path.name.startswith("step-")]
+        for path in steps[: len(steps) - keep]:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def step_name(step: int) -> str:
@@ -158,3 +190,23 @@ def _age(path: Path) -> tuple[int, int]:
         return (1 << 62, 0)
     found = re.search(r"step-(\d+)$", path.name)
     return (int(found.group(1)) if found else -1, int(path.name.startswith("stage-")))
+
+
+def _hold(lock: Path) -> IO[str] | None:
+    """The lock's file, locked and with this process's number in it; None where another process holds it."""
+    while True:
+        # For appending, so that a holder's note is not wiped by who only asks.
+        file = lock.open("a+", encoding="utf-8")
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                return None
+            if not lock.exists() or os.fstat(file.fileno()).st_ino != lock.stat().st_ino:
+                file.close()  # its holder removed it in between: a lock on it keeps nobody out
+                continue
+        file.truncate(0)
+        file.write(f"process {os.getpid()}\n")
+        file.flush()
+        return file

@@ -37,6 +37,7 @@ class StepResult:
         replayed_rows: rows that a strategy added.
         replayed_targets: targets of those.
         gradient_norm: before clipping.
+        skipped: why the update was left out, where it was (`skip_bad_batches`).
         logged: other values that the strategy recorded.
     """
 
@@ -48,7 +49,11 @@ class StepResult:
     replayed_rows: int
     replayed_targets: int
     gradient_norm: float
+    skipped: str | None = None
     logged: Mapping[str, float] = field(default_factory=dict)
+
+
+CURE = "A lower optimizer.lr, or clip: 1.0, is the usual cure; skip_bad_batches leaves such a step out and goes on."
 
 
 class Learner:
@@ -131,7 +136,8 @@ class Learner:
         cutting the step into micro-batches changes nothing.
 
         Raises:
-            NonFiniteError: loss or gradient is nan or infinite; the weights are as before.
+            NonFiniteError: loss or gradient is nan or infinite; the weights are as before. With `skip_bad_batches`
+                the step only counts, and the result says what was skipped.
         """
         ctx, optimizer = self._ready()
         strategy, settings, model = self.strategy, self.settings, self.model
@@ -164,20 +170,26 @@ class Learner:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         result = float(value) + self._logged.pop("penalty", 0.0)
+        skipped = None
         if not (math.isfinite(result) and math.isfinite(float(norm))):
             optimizer.zero_grad()
-            raise NonFiniteError(_diagnose(self.steps + 1, ctx.task.name, rows, result, float(norm)))
-        if settings.clip is not None:
+            what = _diagnose(self.steps + 1, ctx.task.name, rows, result, float(norm))
+            if not settings.skip_bad_batches:
+                raise NonFiniteError(f"{what} {CURE}")
+            skipped = what
+        elif settings.clip is not None:
             trainable = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(trainable, settings.clip, norm)
         lr = learning_rate(settings.optimizer, settings.schedule, self.schedule_step, self.total_steps)
         for settings_of_group in optimizer.param_groups:
             settings_of_group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad()
+        if skipped is None:
+            optimizer.step()
+            optimizer.zero_grad()
         self.schedule_step += 1
         self.steps += 1
-        strategy.after_step(ctx, batches, outputs)
+        if skipped is None:
+            strategy.after_step(ctx, batches, outputs)
         replayed = [
             (row, n) for b in batches for row, n in zip(b.examples, b.counts, strict=True) if row.source != TASK
         ]
@@ -190,6 +202,7 @@ class Learner:
             replayed_rows=len(replayed),
             replayed_targets=sum(n for _, n in replayed),
             gradient_norm=float(norm),
+            skipped=skipped,
             logged=self._logged,
         )
 
@@ -343,10 +356,7 @@ class _Wrapped(nn.Module):
 def _diagnose(step: int, task: str, rows: Sequence[Example], loss: float, norm: float) -> str:
     what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
     keys = ", ".join(repr(row.key) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
-    return (
-        f"step {step}, task {task!r}: the {what} on the rows {keys}. The weights were not updated. "
-        "A lower optimizer.lr, or clip: 1.0, is the usual cure."
-    )
+    return f"step {step}, task {task!r}: the {what} on the rows {keys}. The weights were not updated."
 
 
 def _cuda_state() -> dict[str, Any]:

@@ -120,7 +120,8 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 # Settings that may differ when a run is resumed, and what names or grows it.
 CHANGEABLE = {
     "name", "description", "extensions", "data", "micro_batch_size", "evaluation_batch_size", "evaluation", "probe",
-    "log_every", "checkpoint_every", "device", "compile", "gradient_checkpointing",
+    "log_every", "checkpoint_every", "checkpoint_keep", "skip_bad_batches", "device", "compile",
+    "gradient_checkpointing",
 }  # fmt: skip
 
 

@@ -175,13 +175,14 @@ class Run:
                 clock = now
                 window[1] = 0.9 * window[1] + 0.1 * speed if window[1] else speed
                 self._count(result)
-                if learner.steps % settings.log_every == 0:
+                if learner.steps % settings.log_every == 0 or result.skipped:
                     self._log_step(task, result, speed)
                 self.display.step(task.name, result, window[1])
                 if stop:
                     self._stop()
                 if settings.checkpoint_every and learner.steps % settings.checkpoint_every == 0:
                     self._save(step_name(learner.steps))
+                    self.folder.drop_steps(settings.checkpoint_keep)
                     clock = time.perf_counter()
         except PerdureError as error:
             if isinstance(error, NonFiniteError):
@@ -200,7 +201,7 @@ class Run:
         self._say_scores(row)
         self.stage, self.trained, self.position = row, False, None
         self._save(stage_name(self.learner.steps, row))
-        self.folder.drop_steps()
+        self.folder.drop_steps(0)
         write_scores(self.folder.path, self.matrices, main_metric(self.matrices))
         if stop and self.stage < len(self.plan.stages):
             raise Interrupted(self._goodbye())
@@ -278,6 +279,10 @@ class Run:
         self.totals["replayed_targets"] += result.replayed_targets
 
     def _log_step(self, task: Task, result: StepResult, speed: float) -> None:
+        if result.skipped:
+            self.display.say(f"warning: {result.skipped}")
+            self._write("skipped", step=self.learner.steps, task=task.name, reason=result.skipped)
+            return
         self._write(
             "step",
             step=self.learner.steps,

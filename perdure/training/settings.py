@@ -30,3 +30,4 @@ class RunSettings(TrainingSettings):
     data: str | None = None
     log_every: int = Field(1, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)
+    checkpoint_keep: int = Field(2, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,11 @@ class ContinualTrainer:
         learner.begin_task(task, index, self._horizon(source, phases))
         clock = time.perf_counter()
         for position, result in fit(learner, source, phases):
+            if result.skipped:
+                warnings.warn(result.skipped, stacklevel=4)
+                self._write("skipped", step=learner.steps, task=name, reason=result.skipped)
+                clock = time.perf_counter()
+                continue
             self._write(
                 "step",
                 step=learner.steps,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,10 +67,51 @@ def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(folder: RunFolder) 
 
 def test_final_is_the_last_stage_renamed_and_back(folder: RunFolder) -> None:
     fill(folder, stage_name(5, 1), step_name(7), stage_name(10, 2))
-    folder.drop_steps()
+    folder.drop_steps(0)
     folder.close()
     folder.close()
     assert [path.name for path in folder.saved()] == [stage_name(5, 1), FINAL]
     folder.reopen(10, 2)
     folder.reopen(10, 2)
     assert [path.name for path in folder.saved()] == [stage_name(5, 1), stage_name(10, 2)]
+
+
+def test_the_newest_mid_task_checkpoints_are_kept_and_every_boundary(folder: RunFolder) -> None:
+    fill(folder, step_name(2), step_name(4), stage_name(5, 1), step_name(7), step_name(9))
+    folder.drop_steps(2)
+    assert [path.name for path in folder.saved()] == [stage_name(5, 1), step_name(7), step_name(9)]
+    folder.drop_steps(2)
+    assert len(folder.saved()) == 3
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from perdure.training.folder import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    (Path(sys.argv[1]) / "kept").touch()
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_cannot_share_a_folder_and_a_killed_one_never_blocks(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(RunError, match=rf"process {holder.pid} is at work here; wait for it"), folder.locked():
+            pass
+        holder.kill()
+    with folder.locked():
+        pass
+
+
+def test_a_folder_that_nothing_was_written_to_is_gone_after_the_lock(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        assert folder.path.is_dir()
+    assert not folder.path.exists()
+    with folder.locked():
+        folder.config.touch()
+    assert folder.config.exists()

@@ -198,6 +198,23 @@ def test_a_non_finite_step_is_stopped_before_the_update(value: float) -> None:
     assert one.step(good).loss < 10
 
 
+def test_a_bad_batch_that_is_skipped_changes_nothing_but_the_count() -> None:
+    torch.manual_seed(0)
+    one = learner(nn.Linear(1, 1), "regression", optimizer={"type": "adam", "lr": 0.1}, skip_bad_batches=True)
+    good = [point(1, 2), point(2, 3)]
+    assert one.step(good).skipped is None
+    before, moments = weights(one.model), copy.deepcopy(one.state_dict()["optimizer"])
+    result = one.step([Example("the bad row", "t", x=torch.tensor([1.0]), y=torch.tensor([math.nan]))])
+    assert result.skipped == (
+        "step 2, task 't': the loss is nan on the rows 'the bad row'. The weights were not updated."
+    )
+    assert (one.steps, one.schedule_step) == (2, 2)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in one.model.named_parameters())
+    after = one.state_dict()["optimizer"]
+    assert all(torch.equal(state[key], after[name][key]) for name, state in moments.items() for key in state)
+    assert one.step(good).skipped is None
+
+
 def test_a_non_finite_gradient_is_stopped_too() -> None:
     """√x at 0 is 0 with an infinite slope: the loss is finite, the gradient is not."""
 
