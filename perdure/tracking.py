@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ class MetricsLog:
                 raise
         self.size += len(line)
 
+    def sync(self) -> None:
+        """Flush to disk: what is written so far outlives a power cut."""
+        with guarded(self.path):
+            os.fsync(self._file.fileno())
+
     def _abandon(self) -> None:
         # What the buffered writer still holds would be written again on close: leave it to the raw file alone.
         raw = self._file.detach()
@@ -49,6 +55,24 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def find_mark(path: Path, name: str) -> tuple[int, Mapping[str, Any]] | None:
+    """Where the log stood when the checkpoint of that name was written: bytes up to its mark, and the mark itself."""
+    if not path.is_file():
+        return None
+    found, end = None, 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        end += len(line)
+        if b'"checkpoint"' not in line:
+            continue
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("event") == "checkpoint" and event.get("name") == name:
+            found = end, event
+    return found
 
 
 def read_events(path: Path) -> list[Mapping[str, Any]]:

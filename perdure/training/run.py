@@ -14,7 +14,7 @@ from perdure.evaluation.matrix import ScoreMatrix
 from perdure.models.adapters import count_parameters, moving
 from perdure.storage import folder as replaced
 from perdure.storage import guarded, plain
-from perdure.tracking import MetricsLog
+from perdure.tracking import MetricsLog, find_mark
 from perdure.training.display import Display
 from perdure.training.folder import RunFolder, stage_name, step_name
 from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
@@ -132,7 +132,7 @@ class Run:
                     self._commands.append(self.again)  # an extension begins
                 self.folder.reopen(state["learner"]["steps"], state["stage"])
         self.folder.write_settings(plan.settings, self._recorded())
-        self._log = MetricsLog(self.folder.metrics, state["log_size"] if state else 0)
+        self._open_log(state)
         if plan.mode == "isolated":
             self._initial = {name: value.detach().clone() for name, value in moving(plan.model).items()}
         if state:
@@ -152,6 +152,16 @@ class Run:
             self._train_stage(stop)
             self._complete_stage(stop)
         return self._finish()
+
+    def _open_log(self, state: Mapping[str, Any] | None) -> None:
+        """Take up the log where it stood at the checkpoint: later lines are of steps that will be taken again."""
+        mark = find_mark(self.folder.metrics, state["mark"]) if state else None
+        if state and mark is None:
+            self.display.say(
+                f"warning: {self.folder.metrics} lacks the mark of the checkpoint; the log starts afresh"
+            )
+        self._log = MetricsLog(self.folder.metrics, mark[0] if mark else 0)
+        self.totals["seconds"] = float(mark[1].get("seconds", 0.0)) if mark else 0.0
 
     def _train_stage(self, stop: StopRequest) -> None:
         settings, learner, i = self.plan.settings, self.learner, self.stage
@@ -318,6 +328,10 @@ class Run:
         assert self._log is not None
         between = self.position is None and not self.trained
         keeps = not between or self.plan.settings.optimizer.at_boundary == "continue"
+        # Times and the log's length differ from run to run; they stand in the log, so that equal runs have equal
+        # checkpoints to the last byte.
+        self._write("checkpoint", name=name, step=self.learner.steps, seconds=round(self.totals["seconds"], 3))
+        self._log.sync()
         self.folder.save(
             name,
             {
@@ -330,8 +344,8 @@ class Run:
                 else [self.position.phase, self.position.epoch, self.position.batch],
                 "matrices": {metric: matrix.to_dict() for metric, matrix in self.matrices.items()},
                 "probe": plain(self.probe),
-                "totals": self.totals,
-                "log_size": self._log.size,
+                "totals": {what: count for what, count in self.totals.items() if what != "seconds"},
+                "mark": name,
                 "learner": self.learner.state_dict(optimizer=keeps),
             },
         )
@@ -342,7 +356,7 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.stage, self.begun, self.trained = state["stage"], state["begun"], state["trained"]
-        self.totals = state["totals"]
+        self.totals |= state["totals"]
         self.position = None if state["position"] is None else Position(*state["position"])
         for i in range(self.begun):
             self.learner.begin_task(self.plan.stages[i], i, self._horizon(i), resuming=True)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from perdure import ContinualTrainer
 from perdure.config import validate
 from perdure.training.display import Display
-from perdure.training.folder import RunFolder
+from perdure.training.folder import FINAL, RunFolder
 from perdure.training.plan import make_plan
 from perdure.training.run import Run
 from perdure.training.settings import RunSettings
@@ -167,10 +167,14 @@ def outcome() -> Callable[[Path], dict[str, Any]]:
             "csv": {p.name: p.read_text() for p in path.glob("*.csv")},
             "exported": {name: value.tolist() for name, value in load_file(exported).items()},
             "learner": json.dumps(state["learner"], default=lambda tensor: tensor.tolist()),
-            "totals": {name: value for name, value in state["totals"].items() if name != "seconds"},
+            "final": {p.name: p.read_bytes() for p in (path / "checkpoints" / FINAL).iterdir()},
         }
         events = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        found["log"] = [(e["event"], e.get("step"), e.get("loss"), e.get("metrics")) for e in events]
+        found["log"] = [
+            (e["event"], e.get("step"), e.get("loss"), e.get("metrics"))
+            for e in events
+            if e["event"] != "checkpoint"
+        ]
         return found
 
     return look
