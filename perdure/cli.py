@@ -111,6 +111,25 @@ def extend(
 
 
 @app.command()
+def erase(
+    run: RunArgument,
+    key: Annotated[list[str] | None, typer.Option("--key", help="A row's key. Repeatable.")] = None,
+    match: Annotated[
+        list[str] | None,
+        typer.Option("--match", metavar="FIELD=VALUE", help="All rows with this value. Repeatable."),
+    ] = None,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Start over where no early enough checkpoint is left.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Finish an erasure that was stopped.")] = False,
+) -> None:
+    """Make a finished run forget rows: byte for byte the run on files without them."""
+    from perdure.recipes.erase import erase_rows
+
+    erase_rows(run, key or [], match or [], retrain, resume, _again())
+
+
+@app.command()
 def evaluate(
     run: RunArgument,
     data: Annotated[

@@ -54,6 +54,11 @@ def take(items: Sequence[T], count: int, *context: Hashable, key: Callable[[T], 
     return [items[i] for i in sorted(chosen)]
 
 
+def fingerprint(key: str) -> str:
+    """What stands for a key where the key itself must not stand: 32 hex digits of BLAKE2b."""
+    return blake2b(key.encode(), digest_size=16, person=b"perdure/key").hexdigest()
+
+
 def uniform(*context: Hashable, key: str) -> float:
     """A uniform number in [0, 1) that follows from the context and the key."""
     return priority(*context, key=key) / SPAN

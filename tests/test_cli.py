@@ -35,7 +35,7 @@ def test_help_is_there_at_once() -> None:
         if times[-1] < 0.5:
             break
     assert min(times) < 0.5
-    for command in ("demo", "run", "extend", "evaluate", "generate", "list", "report"):
+    for command in ("demo", "run", "extend", "erase", "evaluate", "generate", "list", "report"):
         assert command in done.stdout
 
 
@@ -87,6 +87,37 @@ def test_a_run_prints_its_table_and_writes_its_folder(finished_run: Path, recipe
         assert (finished_run / name).exists(), name
     # As HTML has it: quotes in the path would be escaped, but there are none.
     assert found["command"] in (finished_run / "report.html").read_text()
+
+
+def test_erase(perdure: Callable[..., Any], finished_run: Path, recipe: Path, tmp_path: Path) -> None:
+    from perdure.training.folder import RunFolder
+    from perdure.training.plan import make_plan
+
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    row = make_plan(RunFolder(run).settings(), RunFolder(run).recipe_folder).stages[1].train[0]
+    for given, message in (
+        ((), "nothing to erase: give --key, or --match field=value"),
+        (("--key", "nobody"), "no row of this run has the key 'nobody'"),
+        (("--match", "level"), "--match 'level': must be field=value"),
+        (("--match", "level=3"), "--match level=3: no row of this run matches; its rows have no fields"),
+        (("--resume",), "no erasure was stopped here"),
+    ):
+        refused = perdure("erase", run, *given)
+        assert (refused.code, message in refused.err) == (2, True), refused.err
+    done = perdure("erase", run, "--key", row.key)
+    assert (done.code, done.err) == (0, "")
+    assert "training threes again, from stage-001-step-00000004" in done.out
+    assert f"record: {run / 'erasures.jsonl'}" in done.out
+    assert results(run)["data"]["threes"]["train"] == results(finished_run)["data"]["threes"]["train"] - 1
+    assert "finished; nothing to do" in perdure("run", recipe, "--out", run, "--resume").out
+
+    lines = (run / "erasures.jsonl").read_text().splitlines()
+    (run / "erasures.jsonl").write_text(lines[0] + "\n")
+    for command in (("run", recipe, "--out", run, "--resume"), ("erase", run, "--key", "x")):
+        pending = perdure(*command)
+        assert (pending.code, f"finish it first: perdure erase {run} --resume" in pending.err) == (2, True)
+    assert perdure("erase", run, "--resume").code == 0
 
 
 def test_a_finished_run_goes_on_extends_answers_and_reports(

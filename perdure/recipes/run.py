@@ -62,7 +62,7 @@ def run_recipe(
             print_results([folder.path], display)
             return
         else:
-            settings = settings.model_copy(update={"extensions": theirs.extensions})
+            settings = settings.model_copy(update={"extensions": theirs.extensions, "erased": theirs.erased})
     execute(settings, base, folder, display, again)
     print_results([folder.path], display)
 
@@ -75,6 +75,10 @@ def execute(settings: RunSettings, base: Path | None, folder: RunFolder, display
     quieten()
     _check_folder(folder)
     with folder.locked():
+        if folder.erasing:
+            raise RunError(
+                f"{folder.path}: an erasure was stopped here; finish it first: perdure erase {folder.path} --resume"
+            )
         plan = make_plan(settings, base)
         Run(plan, folder, display, again).execute()
         write_pages([folder.path])
@@ -98,7 +102,7 @@ def _check_folder(folder: RunFolder) -> None:
 
 
 def _finished(folder: RunFolder) -> bool:
-    return folder.results.is_file() and folder.finished
+    return folder.results.is_file() and folder.finished and not folder.erasing
 
 
 def extend_run(

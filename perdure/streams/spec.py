@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, field_validator, model_validator
 
 from perdure.errors import DataError, unknown_name
-from perdure.order import arrange
+from perdure.order import arrange, fingerprint
 from perdure.streams import arena
 from perdure.streams.arena import KINDS
 from perdure.streams.encode import Encoder
@@ -147,6 +147,7 @@ def build(
     encoder: Encoder,
     base: str | Path | None = None,
     probe: Sequence[Example] = (),
+    erased: Set[str] = frozenset(),
 ) -> tuple[Stream, dict[str, Any]]:
     """The stream that the settings describe, encoded, and the facts about its data as plain values.
 
@@ -157,15 +158,16 @@ def build(
         encoder: its answer limit holds for tasks that set none.
         base: the recipe's folder, where relative paths are looked up next; the current folder comes last.
         probe: rows that are scored beside the stream's; no task trains on them.
+        erased: fingerprints of keys whose rows count as if they were not there.
 
     Raises:
         DataError: a source is missing, malformed, or leaves a task without training rows.
     """
     if spec.arena is not None:
-        drafts = _arena(spec.arena, seed, encoder)
+        drafts = _arena(spec.arena, seed, encoder, erased)
     else:
         places = [Path(place) for place in (data_dir, base) if place is not None]
-        drafts = [_Draft.load(task, places, seed, encoder) for task in spec.tasks or ()]
+        drafts = [_Draft.load(task, places, seed, encoder, erased) for task in spec.tasks or ()]
     return _assemble(drafts, (), seed, probe)
 
 
@@ -177,6 +179,7 @@ def build_task(
     base: str | Path | None = None,
     earlier: Sequence[Task] = (),
     probe: Sequence[Example] = (),
+    erased: Set[str] = frozenset(),
 ) -> tuple[Task, dict[str, Any]]:
     """One more task, for a stream that has been trained already; as in `build`.
 
@@ -184,7 +187,7 @@ def build_task(
     task was trained on are not evaluated.
     """
     places = [Path(place) for place in (data_dir, base) if place is not None]
-    stream, facts = _assemble([_Draft.load(spec, places, seed, encoder)], earlier, seed, probe)
+    stream, facts = _assemble([_Draft.load(spec, places, seed, encoder, erased)], earlier, seed, probe)
     return stream.tasks[0], facts
 
 
@@ -206,7 +209,7 @@ class _Draft:
         self.encoders["evaluation"] = encoder.limited(encoder.answer_limit)
 
     @classmethod
-    def load(cls, spec: TaskSpec, places: Sequence[Path], seed: int, encoder: Encoder) -> _Draft:
+    def load(cls, spec: TaskSpec, places: Sequence[Path], seed: int, encoder: Encoder, erased: Set[str]) -> _Draft:
         facts: dict[str, Any] = {"sources": {}, "train": {}, "evaluation": {}}
 
         def read(source: str, part: str, split: str | None, prefer: tuple[str, ...]) -> list[Example]:
@@ -224,7 +227,7 @@ class _Draft:
                 key=spec.key,
                 tokenizer=encoder.tokenizer,
             )
-            return examples
+            return [example for example in examples if not erased or fingerprint(example.key) not in erased]
 
         train = read(spec.train, "train", spec.split, ("train",))
         if spec.evaluation is not None:
@@ -306,15 +309,23 @@ def locate(source: str, places: Sequence[Path]) -> str | Path:
     )
 
 
-def _arena(spec: ArenaSpec, seed: int, encoder: Encoder) -> list[_Draft]:
-    def example(item: arena.Item) -> Example:
-        segments = (Segment(item.prompt), Segment(item.answer, learn=True))
-        return Example(item.key, item.kind, segments, fields={"kind": item.kind, "level": item.level})
+def _arena(spec: ArenaSpec, seed: int, encoder: Encoder, erased: Set[str]) -> list[_Draft]:
+    def examples(items: Sequence[arena.Item]) -> list[Example]:
+        return [
+            Example(
+                item.key,
+                item.kind,
+                (Segment(item.prompt), Segment(item.answer, learn=True)),
+                fields={"kind": item.kind, "level": item.level},
+            )
+            for item in items
+            if fingerprint(item.key) not in erased
+        ]
 
     drafts = []
     caps = (spec.train_rows, spec.evaluation_rows)
     for kind in spec.kinds:
-        train, evaluation = ([example(item) for item in part] for part in arena.split(kind, *caps, seed))
+        train, evaluation = map(examples, arena.split(kind, *caps, seed))
         facts: dict[str, Any] = {
             "sources": {},
             "train": {"rows": len(train), "duplicates": 0},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +15,7 @@ import yaml
 from perdure.config import read_yaml, validate
 from perdure.errors import NewerFormatError, RunError
 from perdure.storage import guarded, write_text
+from perdure.tracking import read_events
 from perdure.training import checkpoint
 from perdure.training.settings import RunSettings
 
@@ -40,6 +41,7 @@ class RunFolder:
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
+        self.erasures = path / "erasures.jsonl"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.model = path / "model"
@@ -54,6 +56,12 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run here came to its end, and no extension is under way."""
         return (self.checkpoints / FINAL).is_dir()
+
+    @property
+    def erasing(self) -> Mapping[str, Any] | None:
+        """The record of an erasure that was begun here and not ended, if there is one."""
+        events = read_events(self.erasures)
+        return events[-1] if events and events[-1]["event"] == "begun" else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import sha256
@@ -31,6 +31,7 @@ STREAM_MODES = {
     "joint": "all tasks at once: the upper reference",
     "isolated": "each task alone from the same start",
 }
+PROBE = "general probe"
 LIBRARIES = ("perdure", "torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "numpy")
 
 
@@ -67,11 +68,15 @@ class Plan:
     @property
     def identity(self) -> dict[str, Any]:
         """What must not change when a run goes on: settings that matter, and a hash of each stage's rows."""
-        stages = {}
-        for task in self.stages:
-            rows = sha256(json.dumps([[row.task, row.key] for row in task.train]).encode()).hexdigest()
-            stages[task.name] = rows
-        return {"settings": fixed_settings(self.settings), "stages": stages}
+        return {
+            "settings": fixed_settings(self.settings),
+            "stages": {task.name: _hash(task.train) for task in self.stages},
+        }
+
+    @property
+    def scored(self) -> dict[str, str]:
+        """A hash of the rows that each task is scored on, and of the probe's."""
+        return {task.name: _hash(task.evaluation) for task in self.stream.evaluations} | {PROBE: _hash(self.probe)}
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """How a saved identity differs from this plan's, in words; stages that came later do not count."""
@@ -83,6 +88,10 @@ class Plan:
                     f"task {name}: " + ("its training rows changed" if name in own["stages"] else "is gone")
                 )
         return found
+
+
+def _hash(rows: Sequence[Example]) -> str:
+    return sha256(json.dumps([[row.task, row.key] for row in rows]).encode()).hexdigest()
 
 
 def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -119,9 +128,9 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 # Settings that may differ when a run is resumed, and what names or grows it.
 CHANGEABLE = {
-    "name", "description", "extensions", "data", "micro_batch_size", "evaluation_batch_size", "evaluation", "probe",
-    "log_every", "checkpoint_every", "checkpoint_keep", "skip_bad_batches", "device", "compile",
-    "gradient_checkpointing",
+    "name", "description", "extensions", "erased", "data", "micro_batch_size", "evaluation_batch_size",
+    "evaluation", "probe", "log_every", "checkpoint_every", "checkpoint_keep", "skip_bad_batches", "device",
+    "compile", "gradient_checkpointing",
 }  # fmt: skip
 
 
@@ -156,17 +165,19 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
     limit = min(settings.max_length or language.max_length, language.max_length)
     encoder = Encoder(language.tokenizer, limit)
     places = (Path(settings.data) if settings.data else None, settings.seed, encoder, folder)
-    probe = spec.build_task(_probe_spec(settings), *places)[0].train
-    stream, facts = spec.build(settings.stream, *places, probe=probe)
+    erased = frozenset(settings.erased)
+    probe = spec.build_task(_probe_spec(settings), *places, erased=erased)[0].train
+    stream, facts = spec.build(settings.stream, *places, probe=probe, erased=erased)
+    rows = sum(len(task.train) for task in stream)
     for extension in settings.extensions:
         if extension.name in stream.names:
             raise ConfigError(f"the stream has a task {extension.name!r} already; give the new one another --name")
-        task, fact = spec.build_task(extension, *places, earlier=stream.tasks, probe=probe)
+        task, fact = spec.build_task(extension, *places, earlier=stream.tasks, probe=probe, erased=erased)
         stream = stream.extend(task)
         facts["tasks"] += fact["tasks"]
     model = tune(language.model, settings.tuning, **settings.lora.model_dump())
     stages = tuple(stream.joint() if mode == "joint" else stream)
-    strategy = build(name, with_capacity(settings.continual_strategy, sum(len(task.train) for task in stages)))
+    strategy = build(name, with_capacity(settings.continual_strategy, rows))
     return Plan(settings, language, model, encoder, stream, stages, mode, strategy, tuple(probe), facts, folder)
 
 
@@ -206,7 +217,7 @@ def _probe_spec(settings: RunSettings) -> spec.TaskSpec:
     """The general probe's rows: the settings' own, or nano's set where none is given."""
     from perdure.models.load import NANO
 
-    own = settings.probe or spec.TaskSpec(name="general probe", train=str(NANO / "probe.jsonl"))
+    own = settings.probe or spec.TaskSpec(name=PROBE, train=str(NANO / "probe.jsonl"))
     return own.model_copy(update={"holdout": 0})
 
 

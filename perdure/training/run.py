@@ -14,6 +14,7 @@ from perdure.evaluation.matrix import ScoreMatrix
 from perdure.models.adapters import count_parameters, moving
 from perdure.storage import folder as replaced
 from perdure.storage import guarded, plain
+from perdure.strategies.build import describe
 from perdure.tracking import MetricsLog, find_mark
 from perdure.training.display import Display
 from perdure.training.folder import RunFolder, stage_name, step_name
@@ -21,11 +22,9 @@ from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
 from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit, total_steps
 from perdure.training.measure import Measure
-from perdure.training.plan import Plan, changed_settings, machine, versions
+from perdure.training.plan import PROBE, Plan, changed_settings, machine, versions
 from perdure.training.results import main_metric, new_matrix, write_results, write_scores
-from perdure.types import Task
-
-PROBE = "general probe"
+from perdure.types import Example, Task
 
 
 class Run:
@@ -99,6 +98,22 @@ class Run:
         self._check(state)
         self._restore_scores(state)
         self._restore(state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become what a checkpoint of this plan holds, its scores included."""
+        self._restore_scores(state)
+        self._restore(state)
+
+    def score_again(self, row: int, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The model's scores on those of these tasks (or the probe) that row `row` has; nothing is recorded.
+
+        The model is that of the row.
+        """
+        scored = self._scored_after(row - 1) if row else self.plan.stream.evaluations
+        rows: dict[str, Sequence[Example]] = {task.name: task.evaluation for task in scored}
+        if self.plan.mode != "isolated" or row == 0:
+            rows[PROBE] = self.plan.probe
+        return {name: self.measure(name, rows[name]) for name in tasks if rows.get(name)}
 
     def _check(self, state: dict[str, Any]) -> None:
         self.folder.refuse_changed(self.plan.differences(state["identity"]))
@@ -336,6 +351,8 @@ class Run:
             name,
             {
                 "identity": self.plan.identity,
+                "scored": self.plan.scored,
+                "built": describe(self.plan.strategy),
                 "stage": self.stage,
                 "begun": self.begun,
                 "trained": self.trained,

@@ -22,6 +22,8 @@ class RunSettings(TrainingSettings):
     strategy: str = "naive"
     stream: StreamSpec
     extensions: tuple[TaskSpec, ...] = ()
+    # Fingerprints of the keys of rows that the run has to do without; see `perdure erase`.
+    erased: tuple[str, ...] = ()
     probe: TaskSpec | None = None
     epochs: int = Field(1, ge=1)
     max_length: int | None = Field(None, ge=8)

@@ -1,0 +1,80 @@
+"""The command that makes a run forget rows, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from perdure.errors import ConfigError, DataError, RunError
+from perdure.order import fingerprint
+from perdure.recipes.run import quieten
+from perdure.recipes.show import print_results, write_pages
+from perdure.training.display import Terminal
+from perdure.training.folder import RunFolder
+
+
+def erase_rows(
+    path: Path, keys: Sequence[str], matches: Sequence[str], retrain: bool, resume: bool, again: str
+) -> None:
+    """Erase rows from a run, and print what became of it."""
+    from perdure.training.erase import erase
+    from perdure.training.plan import make_plan
+    from perdure.training.run import Run
+
+    folder = RunFolder(path)
+    settings = folder.settings()
+    pairs = [_pair(text) for text in matches]
+    pending = folder.erasing
+    if pending is None:
+        if resume:
+            raise RunError(f"{path}: no erasure was stopped here")
+        if not keys and not pairs:
+            raise ConfigError("nothing to erase: give --key, or --match field=value")
+        if not folder.finished:
+            raise RunError(f"{path} is not finished; go on with it first, with --resume")
+    elif keys or pairs:
+        raise RunError(f"{path}: an erasure was stopped here; finish it first: perdure erase {path} --resume")
+    quieten()
+    display = Terminal()
+    base = folder.recipe_folder
+    with folder.locked():
+        wanted = {fingerprint(key) for key in keys}
+        if pairs:
+            plan = make_plan(settings, base)
+            rows = [row for task in plan.stages for row in (*task.train, *task.evaluation)]
+            rows += [row for task in plan.stream.evaluations for row in task.evaluation]
+            for field, value in pairs:
+                found = {row.key for row in rows if str(row.fields.get(field)) == value}
+                if not found:
+                    raise DataError(f"--match {field}={value}: no row of this run matches; {_fields(rows)}")
+                wanted |= {fingerprint(key) for key in found}
+        way = erase(
+            folder,
+            wanted,
+            lambda settings: make_plan(settings, base),
+            lambda plan: Run(plan, folder, display, again),
+            retrain,
+            display.say,
+        )
+        if way is None and pending is None:
+            raise DataError(
+                f"{path}: no row of this run has "
+                + ("the key " if len(keys) == 1 else "one of the keys ")
+                + ", ".join(map(repr, keys))
+                + "; a key is what stands in the row's id column, or a hash of the row where there is none"
+            )
+        write_pages([folder.path])
+    print_results([folder.path], display)
+    display.say(f"record: {folder.erasures}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    field, sign, value = text.partition("=")
+    if not sign or not field:
+        raise ConfigError(f"--match {text!r}: must be field=value")
+    return field, value
+
+
+def _fields(rows: Sequence[object]) -> str:
+    names = sorted({name for row in rows for name in getattr(row, "fields", {})})
+    return "its rows have the fields " + ", ".join(names) if names else "its rows have no fields beside their text"

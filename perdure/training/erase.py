@@ -1,0 +1,243 @@
+"""Exact erasure: a run becomes what it would be on files without some rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import RunError
+from perdure.evaluation.matrix import ScoreMatrix
+from perdure.storage import guarded, plain, write_text
+from perdure.strategies.build import describe
+from perdure.tracking import read_events
+from perdure.training import checkpoint
+from perdure.training.checkpoint import sha256
+from perdure.training.folder import FINAL, RunFolder
+from perdure.training.plan import PROBE, Plan
+from perdure.training.run import Run
+from perdure.training.settings import RunSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What an erasure has to do.
+
+    Attributes:
+        boundary: stages whose training stands; the run goes on from the checkpoint after them, 0 from the start.
+        checkpoint: that checkpoint; None at the start.
+        retrained: names of the stages that are trained again.
+        rescored: names of the tasks whose held-out rows changed (the probe's among them).
+    """
+
+    boundary: int
+    checkpoint: Path | None
+    retrained: tuple[str, ...]
+    rescored: tuple[str, ...]
+
+
+def find_way(plan: Plan, folder: RunFolder, retrain: bool) -> Way | None:
+    """What to do so that the run in the folder becomes one of this plan; None where nothing changed.
+
+    Raises:
+        RunError: no checkpoint from before the first stage that changed can be read, and `retrain` does not allow
+            for starting over.
+    """
+    boundaries = dict(_boundaries(folder))
+    newest = next((boundaries[n] for n in sorted(boundaries, reverse=True)), None)
+    if newest is None:
+        raise RunError(f"{folder.path}: no checkpoint here that can be read; run it again from the start")
+    state = checkpoint.load(newest)
+    names = [task.name for task in plan.stages]
+    there, here = state["identity"]["stages"], plan.identity["stages"]
+    first = next((i for i, name in enumerate(names) if there.get(name) != here[name]), len(names))
+    schedule = plan.settings.schedule
+    horizon = schedule.at_boundary == "continue" and schedule.total_steps is None and plan.mode == "sequential"
+    if first < len(names) and (horizon or state["built"] != describe(plan.strategy)):
+        first = 0  # the schedule's length, or a capacity given as a share, hangs on the number of all rows
+    rescored = tuple(name for name, rows in plan.scored.items() if state["scored"].get(name, rows) != rows)
+    if first == len(names) and not rescored:
+        return None
+    start = max((n for n in boundaries if n <= first), default=0)
+    if first and not start and not retrain:
+        raise RunError(
+            f"{folder.path}: the checkpoint from before task {names[first]!r} is gone or torn, so all "
+            f"{len(names)} tasks would have to be trained again. Add --retrain to do that."
+            if first < len(names)
+            else f"{folder.path}: no checkpoint here that can be read. Add --retrain to train all tasks again."
+        )
+    return Way(start, boundaries.get(start), tuple(names[start:]), rescored)
+
+
+def erase(
+    folder: RunFolder,
+    keys: Iterable[str],
+    plan_for: Callable[[RunSettings], Plan],
+    run_for: Callable[[Plan], Run],
+    retrain: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Way | None:
+    """Make the run in the folder what it would be with these rows gone from its files.
+
+    Args:
+        folder: of a finished run, or of one whose erasure was stopped.
+        keys: fingerprints of the rows' keys.
+        plan_for: makes a plan from settings.
+        run_for: makes a run of a plan in the folder.
+        retrain: start over where no early enough checkpoint is left.
+        say: tells a person what is going on.
+
+    Returns:
+        What was done; None where no row of the run is affected.
+    """
+    began = time.time()
+    pending = folder.erasing
+    settings = RunSettings.model_validate(pending["settings"]) if pending else folder.settings()
+    new = sorted(set(keys) - set(settings.erased))
+    settings = settings.model_copy(update={"erased": tuple(sorted({*settings.erased, *new}))})
+    plan = plan_for(settings)
+    way = find_way(plan, folder, retrain)
+    if way is None and pending is None:
+        return None
+    before = pending["before"] if pending else _hashes(folder)
+    new = sorted({*new, *(pending["keys"] if pending else ())})
+    begun = {"event": "begun", "keys": new, "before": before, "time": round(began, 3)}
+    write_log(folder, {**begun, "settings": settings.model_dump(mode="json")})
+    # From here on every plan of this folder does without the rows, whatever stops us.
+    folder.write_settings(settings, folder.recorded())
+    if way is not None:
+        say(_words(way))
+        _rewind(plan, folder, way)
+        if way.checkpoint is not None:
+            _rescore(plan, folder, way, run_for)
+    base = len(plan.stages) - len(settings.extensions)
+    done = max(dict(_boundaries(folder)), default=0)
+    for count in range(max(0, done - base), len(settings.extensions) + 1):
+        # As it happened: the stream first, then one extension after the other.
+        part = settings.model_copy(update={"extensions": settings.extensions[:count]})
+        run_for(plan_for(part)).execute()
+    write_log(
+        folder,
+        {
+            "event": "done",
+            "keys": new,
+            "before": before,
+            "after": _hashes(folder),
+            "retrained": way.retrained if way else (),
+            "rescored": way.rescored if way else (),
+            "seconds": round(time.time() - began, 3),
+        },
+    )
+    return way
+
+
+def write_log(folder: RunFolder, event: Mapping[str, Any]) -> None:
+    """Add a line to erasures.jsonl."""
+    before = folder.erasures.read_text(encoding="utf-8") if folder.erasures.exists() else ""
+    write_text(folder.erasures, before + json.dumps(plain(event)) + "\n")
+
+
+def _boundaries(folder: RunFolder) -> Iterable[tuple[int, Path]]:
+    """Readable checkpoints between two stages, with the number of stages that they follow."""
+    for path in folder.saved():
+        try:
+            state = checkpoint.load(path)
+        except RunError:
+            continue
+        if state.get("position") is None and not state.get("trained", True) and "built" in state:
+            yield state["stage"], path
+
+
+def _rewind(plan: Plan, folder: RunFolder, way: Way) -> None:
+    """Remove what was made of the rows: later checkpoints and what was exported from them."""
+    if way.checkpoint is not None and way.checkpoint.name == FINAL:
+        state = checkpoint.load(way.checkpoint)
+        folder.reopen(state["learner"]["steps"], state["stage"])
+    kept = dict(_boundaries(folder))
+    keep = {kept[number] for number in kept if number <= way.boundary}
+    with guarded(folder.path):
+        for path in folder.saved():
+            if path not in keep:
+                shutil.rmtree(path)
+        for path in (folder.model, folder.adapter):
+            if path.exists() and way.retrained:
+                shutil.rmtree(path)
+
+
+def _rescore(plan: Plan, folder: RunFolder, way: Way, run_for: Callable[[Plan], Run]) -> None:
+    """Bring the scores of the checkpoints that stay up to the rows that stay."""
+    boundaries = dict(_boundaries(folder))
+    found: dict[int, dict[str, dict[str, float]]] = {}
+    if way.rescored:
+        run = run_for(plan)
+        found[0] = run.score_again(0, way.rescored)
+        for number in sorted(boundaries):
+            run.restore(checkpoint.load(boundaries[number]))
+            found[number] = run.score_again(number, way.rescored)
+        _correct_log(folder.metrics, found, plan.mode)
+    # The newest one last: it is the one that says whether this was done.
+    for number in sorted(boundaries):
+        state = checkpoint.load(boundaries[number])
+        matrices = {metric: ScoreMatrix.from_dict(saved) for metric, saved in state["matrices"].items()}
+        for row, scores in found.items():
+            if row <= number:
+                _correct(matrices, state["probe"], row if plan.mode == "sequential" else min(row, 1), scores)
+        state["matrices"] = {metric: matrix.to_dict() for metric, matrix in matrices.items()}
+        known = [task.name for task in plan.stages][: max(number, len(plan.stages) - len(plan.settings.extensions))]
+        state["identity"] = {**plan.identity, "stages": {n: plan.identity["stages"][n] for n in known}}
+        state["scored"] = {n: rows for n, rows in plan.scored.items() if n in state["scored"]}
+        checkpoint.save(boundaries[number], state)
+
+
+def _correct(
+    matrices: Mapping[str, ScoreMatrix],
+    probe: Mapping[str, list[float | None]],
+    row: int,
+    scores: Mapping[str, Mapping[str, float]],
+) -> None:
+    for name, values in scores.items():
+        for metric, value in values.items():
+            if name == PROBE:
+                probe[metric][row] = value
+            elif metric in matrices and name in matrices[metric].tasks:
+                matrix = matrices[metric]
+                if not math.isnan(matrix.values[row, matrix.tasks.index(name)]):  # it was there at that time
+                    matrix.record(row, name, value)
+
+
+def _correct_log(path: Path, found: Mapping[int, Mapping[str, Mapping[str, float]]], mode: str) -> None:
+    """Put the new scores in place of those that the log has."""
+    new = {
+        (row if mode == "sequential" else min(row, 1), name): values
+        for row, scores in found.items()
+        for name, values in scores.items()
+    }
+    lines = []
+    for event in read_events(path):
+        name = {"evaluation": event.get("task"), "probe": PROBE}.get(event["event"])
+        values = new.get((event.get("row"), name)) if name else None  # type: ignore[arg-type]
+        lines.append(json.dumps(plain({**event, "metrics": values} if values else event)) + "\n")
+    write_text(path, "".join(lines))
+
+
+def _hashes(folder: RunFolder) -> dict[str, str]:
+    """SHA-256 of the files that stand for the run's result."""
+    places: Sequence[Path] = (folder.checkpoints / FINAL, folder.model, folder.adapter)
+    files = [path for place in places if place.is_dir() for path in sorted(place.rglob("*")) if path.is_file()]
+    files += sorted(folder.path.glob("scores*.csv"))
+    return {path.relative_to(folder.path).as_posix(): sha256(path) for path in files}
+
+
+def _words(way: Way) -> str:
+    said = []
+    if way.retrained:
+        start = "from the start" if way.checkpoint is None else f"from {way.checkpoint.name}"
+        said.append(f"training {', '.join(way.retrained)} again, {start}")
+    if way.rescored:
+        said.append(f"scoring {', '.join(way.rescored)} again")
+    return "; ".join(said)

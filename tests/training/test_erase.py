@@ -1,0 +1,170 @@
+"""Erasure: after it a run equals, byte for byte, the same settings on files without the rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.errors import RunError
+from perdure.order import fingerprint
+from perdure.streams.spec import TaskSpec
+from perdure.training import erase as room
+from perdure.training.erase import erase
+from perdure.training.folder import FINAL, RunFolder
+from perdure.training.plan import make_plan
+from perdure.training.run import Run
+from perdure.training.settings import RunSettings
+
+FILES = ("a.jsonl", "a-test.jsonl", "b.jsonl", "b-test.jsonl", "c.jsonl", "c-test.jsonl", "probe-test.jsonl")
+
+
+@pytest.fixture
+def data(tiny: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A folder with the tasks' rows, each with an id such as "a0" or "b-test1", without those in `gone`."""
+
+    def make(name: str, gone: Iterable[str] = ()) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in FILES:
+            lines = []
+            for number, line in enumerate((tiny / file).read_text().splitlines()):
+                row = {"id": f"{file.removesuffix('.jsonl')}{number}", **json.loads(line)}
+                if row["id"] not in gone:
+                    lines.append(json.dumps(row) + "\n")
+            (folder / file).write_text("".join(lines))
+        return folder
+
+    return make
+
+
+def result(path: Path) -> dict[str, bytes]:
+    """The bytes of what a run ends with."""
+    places = (path / "checkpoints" / FINAL, path / "model", path / "adapter")
+    files = [file for place in places for file in place.rglob("*") if file.is_file()] + list(
+        path.glob("scores*.csv")
+    )
+    assert len(files) > 5
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+
+
+def run_erase(path: Path, *keys: str, retrain: bool = False, run: Any = Run) -> Any:
+    folder = RunFolder(path)
+    return erase(folder, map(fingerprint, keys), make_plan, lambda plan: run(plan, folder), retrain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gone", "retrained", "rescored"),
+    [
+        ({"strategy": "naive"}, ["b2"], ("b",), ()),
+        ({"strategy": "naive"}, ["a2"], ("a", "b"), ()),
+        ({"strategy": "replay"}, ["b0", "b5"], ("b",), ()),
+        ({"strategy": "replay+ewc"}, ["a1", "a4", "b3"], ("a", "b"), ()),
+        ({"strategy": "replay", "continual_strategy": {"replay": {"capacity": "60%"}}}, ["b1"], ("a", "b"), ()),
+        ({"strategy": "ewc", "tuning": "lora"}, ["b1"], ("b",), ()),
+        ({"strategy": "replay"}, ["a-test1"], (), ("a",)),
+        ({"strategy": "replay"}, ["probe-test0", "b-test2"], (), ("b", "general probe")),
+        ({"strategy": "replay"}, ["b4", "a-test0"], ("b",), ("a",)),
+        ({"strategy": "joint"}, ["a3", "b-test0"], ("joint",), ("b",)),
+        ({"strategy": "isolated"}, ["b3", "a-test0"], ("b",), ("a",)),
+        ({"strategy": "naive", "schedule": {"type": "linear", "at_boundary": "continue"}}, ["b3"], ("a", "b"), ()),
+    ],
+    ids=str,
+)
+def test_equals_the_run_on_files_without_the_rows(
+    settings: Any, data: Any, execute: Any, tmp_path: Path, changes: Any, gone: Any, retrained: Any, rescored: Any
+) -> None:
+    execute(settings(**changes, data=str(data("all"))), tmp_path / "run")
+    execute(settings(**changes, data=str(data("less", gone))), tmp_path / "clean")
+    before = result(tmp_path / "run")
+    assert before != result(tmp_path / "clean")
+    way = run_erase(tmp_path / "run", *gone)
+    assert (way.retrained, way.rescored) == (retrained, rescored)
+    assert result(tmp_path / "run") == result(tmp_path / "clean")
+    events = [json.loads(line) for line in (tmp_path / "run" / "erasures.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["begun", "done"]
+    assert events[1]["keys"] == sorted(map(fingerprint, gone))
+    assert events[1]["before"] != events[1]["after"]
+    assert RunFolder(tmp_path / "run").erasing is None
+    for file in tmp_path.joinpath("run").rglob("*"):
+        if file.is_file():
+            assert not any(f'"{key}"'.encode() in file.read_bytes() for key in gone), file
+
+    # It stays gone: the run goes on, and nothing more changes.
+    execute(RunFolder(tmp_path / "run").settings(), tmp_path / "run")
+    assert result(tmp_path / "run") == result(tmp_path / "clean")
+    assert run_erase(tmp_path / "run", *gone) is None
+
+
+def extended(execute: Any, settings: RunSettings, path: Path) -> None:
+    execute(settings, path)
+    task = TaskSpec(name="c", train="c.jsonl", evaluation="c-test.jsonl")
+    execute(settings.model_copy(update={"extensions": (task,)}), path)
+
+
+@pytest.mark.parametrize("gone", [["c1"], ["a1"], ["b1", "c-test0"], ["a-test0", "c2"]], ids=str)
+def test_an_extended_run_is_extended_again(
+    settings: Any, data: Any, execute: Any, tmp_path: Path, gone: list[str]
+) -> None:
+    share = {"strategy": "replay", "continual_strategy": {"replay": {"capacity": "60%"}}}
+    extended(execute, settings(**share, data=str(data("all"))), tmp_path / "run")
+    extended(execute, settings(**share, data=str(data("less", gone))), tmp_path / "clean")
+    run_erase(tmp_path / "run", *gone)
+    assert result(tmp_path / "run") == result(tmp_path / "clean")
+    assert [task.name for task in RunFolder(tmp_path / "run").settings().extensions] == ["c"]
+
+
+@pytest.mark.parametrize("place", ["_rewind", "_rescore", "execute", "write_log"])
+def test_an_erasure_that_was_stopped_is_finished(
+    settings: Any, data: Any, execute: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    gone = ["b1", "a-test0"]
+    execute(settings(strategy="replay", data=str(data("all"))), tmp_path / "run")
+    execute(settings(strategy="replay", data=str(data("less", gone))), tmp_path / "clean")
+    with monkeypatch.context() as patch:
+        calls = []
+
+        def stop(*args: Any, **kwargs: Any) -> Any:
+            calls.append(args)
+            if place == "write_log" and len(calls) == 1:
+                return original(*args, **kwargs)
+            if place in ("_rewind", "_rescore"):
+                original(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        owner: Any = Run if place == "execute" else room
+        original = getattr(owner, place)
+        patch.setattr(owner, place, stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_erase(tmp_path / "run", *gone)
+    assert RunFolder(tmp_path / "run").erasing is not None
+    run_erase(tmp_path / "run")
+    assert RunFolder(tmp_path / "run").erasing is None
+    assert result(tmp_path / "run") == result(tmp_path / "clean")
+
+
+def test_without_an_early_enough_checkpoint_a_full_retrain_is_offered(
+    settings: Any, data: Any, execute: Any, tmp_path: Path
+) -> None:
+    execute(settings(data=str(data("all"))), tmp_path / "run")
+    execute(settings(data=str(data("less", ["b1"]))), tmp_path / "clean")
+    (early,) = (tmp_path / "run" / "checkpoints").glob("stage-001-*")
+    shutil.rmtree(early)
+    before = result(tmp_path / "run")
+    with pytest.raises(RunError, match=r"from before task 'b' is gone or torn.*--retrain"):
+        run_erase(tmp_path / "run", "b1")
+    assert result(tmp_path / "run") == before
+    way = run_erase(tmp_path / "run", "b1", retrain=True)
+    assert way.retrained == ("a", "b")
+    assert result(tmp_path / "run") == result(tmp_path / "clean")
+
+
+def test_a_key_that_no_row_has_changes_nothing(settings: Any, data: Any, execute: Any, tmp_path: Path) -> None:
+    execute(settings(data=str(data("all"))), tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert run_erase(tmp_path / "run", "nobody") is None
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
