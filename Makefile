@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench nano clean
+.PHONY: setup demo test check bench torture nano clean
 
 setup: $(READY)
 
@@ -28,6 +28,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.steps
+
+torture: setup
+	$(BIN)/python -m benchmarks.torture
 
 nano: setup
 	$(BIN)/python -m perdure.recipes.nano --out perdure/models/nano

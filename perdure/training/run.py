@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -460,6 +461,13 @@ class Run:
         with replaced(self.folder.adapter if lora else self.folder.model) as aside:
             self.plan.model.save_pretrained(aside)
             self.plan.language.tokenizer.save_pretrained(aside)
+            if lora:
+                # PEFT writes sets in an order that changes from process to process.
+                config = aside / "adapter_config.json"
+                values = json.loads(config.read_text(encoding="utf-8"))
+                if isinstance(values["target_modules"], list):
+                    values["target_modules"] = sorted(values["target_modules"])
+                config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _changed_sources(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

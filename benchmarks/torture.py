@@ -1,0 +1,165 @@
+"""Kill runs at random moments, go on with them, and compare every byte of what they end with."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import track
+
+from perdure.config import read_yaml, validate
+from perdure.training.folder import FINAL, RunFolder
+from perdure.training.plan import make_plan
+from perdure.training.run import Run
+from perdure.training.settings import RunSettings
+
+STRATEGIES = ("naive", "replay", "ewc", "replay+ewc")
+TUNINGS = ("full", "lora")
+RECIPE: dict[str, Any] = {
+    "model": "nano",
+    "stream": {"arena": {"kinds": ["math", "grid", "sequence"], "train_rows": 32, "evaluation_rows": 12}},
+    "epochs": 1,
+    "batch_size": 8,
+    "micro_batch_size": 5,
+    # Carried over from task to task, so that the state at the end holds the optimizer's too.
+    "optimizer": {"type": "adamw", "lr": 1e-3, "at_boundary": "continue"},
+    "schedule": {"type": "cosine", "warmup": 0.1},
+    "clip": 1.0,
+    "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+    "continual_strategy": {"replay": {"capacity": 20}, "ewc": {"strength": 10.0, "fisher": "true"}},
+    "evaluation": {"generate_rows": 6},
+    "checkpoint_every": 2,
+}
+PACKAGE = str(Path(sys.modules["perdure"].__file__ or "").parent)
+
+
+class Killed(BaseException):
+    """What is raised in the middle of a run; nothing in the package catches it."""
+
+
+def digest(path: Path) -> str:
+    """SHA-256 over all that a run ends with: final state, exported model or adapter, scores."""
+    places = (path / "checkpoints" / FINAL, path / "model", path / "adapter")
+    files = [file for place in places for file in place.rglob("*") if file.is_file()]
+    found = hashlib.sha256()
+    for file in sorted([*files, *path.glob("scores*.csv")]):
+        found.update(file.relative_to(path).as_posix().encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()
+
+
+def write_recipe(path: Path, strategy: str, tuning: str, **changes: Any) -> Path:
+    """A recipe's file for one row of the table."""
+    path.write_text(yaml.safe_dump({**RECIPE, "strategy": strategy, "tuning": tuning, **changes}))
+    return path
+
+
+def run(recipe: Path, out: Path) -> None:
+    """Run a recipe in this process, or go on with what is in the folder."""
+    folder = RunFolder(out)
+    with folder.locked():
+        Run(make_plan(validate(RunSettings, read_yaml(recipe), str(recipe))), folder).execute()
+
+
+@contextmanager
+def counting(limit: int | None) -> Iterator[list[int]]:
+    """Count calls of the package's functions; raise Killed at the one with number `limit`."""
+    calls = [0]
+
+    def watch(frame: FrameType, event: str, argument: Any) -> None:
+        if event in ("call", "return") and frame.f_code.co_filename.startswith(PACKAGE):
+            calls[0] += 1
+            if calls[0] == limit:
+                raise Killed
+
+    sys.setprofile(watch)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+def raised(recipe: Path, out: Path, calls: int, draw: random.Random) -> str:
+    """Stop a run in this process at a random call or return of one of the package's functions, then go on."""
+    shutil.rmtree(out, ignore_errors=True)
+    at = draw.randrange(1, calls)
+    try:
+        with counting(at):
+            run(recipe, out)
+    except Killed:
+        pass
+    run(recipe, out)
+    return f"raised at call {at:,} of {calls:,}"
+
+
+def killed(recipe: Path, out: Path, seconds: float, draw: random.Random) -> str:
+    """SIGKILL a process that runs the recipe after a random time, then go on by the command line."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "perdure.cli", "run", str(recipe), "--out", str(out), "--resume"]
+    wait = draw.uniform(0.3, 1.0) * seconds
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            process.wait(wait)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return f"SIGKILL after {wait:.1f} s of {seconds:.1f}"
+
+
+def torture(kills: int, processes: int, seed: int, base: Path, console: Console) -> int:
+    """Do it; print a line for each that ended otherwise, and the sum. Returns how many did."""
+    rows = list(product(STRATEGIES, TUNINGS))
+    references: dict[tuple[str, str], tuple[str, int, float]] = {}
+    for strategy, tuning in track(rows, "undisturbed", console=console):
+        recipe, out = write_recipe(base / f"{strategy}-{tuning}.yaml", strategy, tuning), base / "undisturbed"
+        with counting(None) as calls:
+            run(recipe, out)
+        command = [sys.executable, "-m", "perdure.cli", "run", str(recipe), "--out", str(base / "timed")]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        references[strategy, tuning] = (digest(out), calls[0], time.perf_counter() - start)
+        for path in (out, base / "timed"):
+            shutil.rmtree(path)
+    wrong = 0
+    for number in track(range(kills), "killed", console=console):
+        strategy, tuning = rows[number % len(rows)]
+        expected, count, seconds = references[strategy, tuning]
+        draw = random.Random(f"torture/{seed}/{number}")
+        recipe, out = base / f"{strategy}-{tuning}.yaml", base / "run"
+        # Spread over the table: every fifth one by default.
+        by_signal = number * processes // kills < (number + 1) * processes // kills
+        how = killed(recipe, out, seconds, draw) if by_signal else raised(recipe, out, count, draw)
+        if digest(out) != expected:
+            wrong += 1
+            console.print(f"DIFFERS: {strategy} {tuning}, kill {number}, seed {seed}: {how}")
+    console.print(f"{kills - wrong} of {kills} ended with the same bytes; {processes} of the kills were SIGKILLs")
+    return wrong
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--processes", type=int, default=24, help="how many of them are SIGKILLs of a process")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(bool(torture(given.kills, given.processes, given.seed, Path(folder), Console(soft_wrap=True))))
+
+
+if __name__ == "__main__":
+    main()

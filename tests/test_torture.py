@@ -1,0 +1,86 @@
+"""A handful of `make torture`, and proof that its comparison can fail."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.torture import counting, digest, killed, raised, run, write_recipe
+from perdure.memory import ReservoirBuffer
+from perdure.strategies import EWC, Replay
+from perdure.training.learner import Learner
+
+SMALL = {
+    "stream": {"arena": {"kinds": ["math", "grid"], "train_rows": 16, "evaluation_rows": 4}},
+    "checkpoint_every": 1,
+}
+
+
+@pytest.mark.parametrize(("strategy", "tuning"), [("replay+ewc", "full"), ("replay", "lora")])
+def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(
+    strategy: str, tuning: str, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", strategy, tuning, **SMALL)
+    with counting(None) as calls:
+        run(recipe, tmp_path / "undisturbed")
+    expected = digest(tmp_path / "undisturbed")
+    draw = random.Random(f"{strategy}/{tuning}")
+    for _ in range(2):
+        how = raised(recipe, tmp_path / "run", calls[0], draw)
+        assert digest(tmp_path / "run") == expected, how
+    if tuning == "lora":
+        how = killed(recipe, tmp_path / "run", 8.0, draw)
+        assert digest(tmp_path / "run") == expected, how
+
+
+def _nothing(self: Any, state: Mapping[str, Any]) -> None:
+    del self, state
+
+
+def _without_generators(self: Learner, state: Mapping[str, Any]) -> None:
+    import torch
+
+    whole(self, state)
+    torch.manual_seed(99)
+    self.rng.manual_seed(99)
+
+
+whole = Learner.load_state_dict
+
+
+@pytest.mark.parametrize(
+    ("owner", "broken"),
+    [(EWC, _nothing), (Replay, _nothing), (ReservoirBuffer, _nothing), (Learner, _without_generators)],
+    ids=["strategy", "memory and counts", "memory", "generators"],
+)
+def test_without_a_part_of_the_state_the_bytes_differ(
+    owner: Any, broken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoRA has dropout, which draws from torch's generator; the true Fisher draws from the strategy's."""
+    recipe = write_recipe(tmp_path / "recipe.yaml", "replay+ewc", "lora", **SMALL)
+    run(recipe, tmp_path / "undisturbed")
+
+    class Stopped(BaseException):
+        pass
+
+    steps = []
+    step = Learner.step
+
+    def stopping(self: Learner, examples: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 4:  # within the second task: memory and importance are filled
+            raise Stopped
+        return step(self, examples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", stopping)
+        with pytest.raises(Stopped):
+            run(recipe, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, "load_state_dict", broken)
+        run(recipe, tmp_path / "run")
+    assert digest(tmp_path / "run") != digest(tmp_path / "undisturbed")
