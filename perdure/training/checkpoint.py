@@ -34,7 +34,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             save_file(tensors, aside / TENSORS)
         except (SafetensorError, RuntimeError) as error:
             raise storage_error(path, error) from error
-        record = {"format": FORMAT, "sha256": sha256(aside / TENSORS), "state": tree}
+        record = {"format": FORMAT, "sha256": sha256(aside / TENSORS), "state_sha256": _hash(tree), "state": tree}
         (aside / PLAIN).write_text(json.dumps(record, allow_nan=True), encoding="utf-8")
 
 
@@ -55,6 +55,8 @@ def load(path: Path) -> dict[str, Any]:
             )
         if record["sha256"] != sha256(path / TENSORS):
             raise RunError(f"{path}: {TENSORS} does not have the checksum that was written with it")
+        if record["state_sha256"] != _hash(record["state"]):
+            raise RunError(f"{path}: {PLAIN} does not have the checksum that was written with it")
         tensors = load_file(path / TENSORS)
         return _rebuild(record["state"], tensors)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
@@ -67,6 +69,11 @@ def sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash(tree: Any) -> str:
+    # What JSON was written from and what it reads back are written alike.
+    return hashlib.sha256(json.dumps(tree, allow_nan=True).encode()).hexdigest()
 
 
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

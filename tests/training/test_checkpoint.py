@@ -117,6 +117,13 @@ def test_altered_tensors_are_refused(tmp_path: Path) -> None:
     assert f"{TENSORS} does not have the checksum that was written with it" in refused(tmp_path / "saved")
 
 
+def test_altered_plain_values_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "saved", state())
+    plain = tmp_path / "saved" / PLAIN
+    plain.write_text(plain.read_text().replace('"steps": 7', '"steps": 8'))
+    assert f"{PLAIN} does not have the checksum that was written with it" in refused(tmp_path / "saved")
+
+
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "saved", state())
     record = json.loads((tmp_path / "saved" / PLAIN).read_text())
