@@ -130,6 +130,25 @@ def erase(
 
 
 @app.command()
+def audit(
+    run: RunArgument,
+    key: Annotated[list[str] | None, typer.Option("--key", help="Only when this row was trained on.")] = None,
+) -> None:
+    """Show what a run was made from, which rows it saw when, and whether its checkpoints are whole."""
+    from perdure.recipes.audit import audit_run
+
+    audit_run(run, key or [])
+
+
+@app.command()
+def verify(run: RunArgument) -> None:
+    """Train a run's last stage again, aside, and compare the results byte for byte."""
+    from perdure.recipes.audit import verify_run
+
+    verify_run(run)
+
+
+@app.command()
 def evaluate(
     run: RunArgument,
     data: Annotated[

@@ -35,7 +35,7 @@ def test_help_is_there_at_once() -> None:
         if times[-1] < 0.5:
             break
     assert min(times) < 0.5
-    for command in ("demo", "run", "extend", "erase", "evaluate", "generate", "list", "report"):
+    for command in ("demo", "run", "extend", "erase", "audit", "verify", "evaluate", "generate", "list", "report"):
         assert command in done.stdout
 
 
@@ -118,6 +118,41 @@ def test_erase(perdure: Callable[..., Any], finished_run: Path, recipe: Path, tm
         pending = perdure(*command)
         assert (pending.code, f"finish it first: perdure erase {run} --resume" in pending.err) == (2, True)
     assert perdure("erase", run, "--resume").code == 0
+
+
+def test_audit_and_verify(perdure: Callable[..., Any], finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    shown = perdure("audit", run)
+    assert (shown.code, shown.err) == (0, "")
+    for line in (
+        "command     perdure run",
+        "strategy replay, seed 0",
+        "rows        stage-002:",
+        "checkpoint  stage-001-step-00000004: step 4, ",
+        "checkpoint  final: step 8, ",
+        "state       finished",
+    ):
+        assert line in shown.out, shown.out
+    second = [json.loads(line) for line in (run / "keys" / "stage-002.jsonl").read_text().splitlines()]
+    replayed = next(row for row in second if row[3])
+    assert replayed[0] == "ones"
+    told = perdure("audit", run, "--key", replayed[1], "--key", "nobody").out
+    assert f"{replayed[1]}: task ones, stage-001: trained on 1 times, replayed 0 times" in told
+    assert f"{replayed[1]}: task ones, stage-002: trained on 0 times, replayed {replayed[3]} times" in told
+    assert "nobody: no finished stage was trained on it" in told
+
+    same = perdure("verify", run)
+    assert (same.code, same.err) == (0, "")
+    assert "trained again from stage-001-step-00000004; final state, model and scores are the same" in same.out
+    with (run / "scores.csv").open("a") as file:
+        file.write("\n")
+    other = perdure("verify", run)
+    assert (other.code, "scores.csv: " in other.err) == (1, True)
+
+    early = run / "checkpoints" / "stage-001-step-00000004" / "state.safetensors"
+    early.write_bytes(b"torn")
+    assert "does not have the checksum" in perdure("audit", run).out
 
 
 def test_a_finished_run_goes_on_extends_answers_and_reports(

@@ -18,7 +18,7 @@ from perdure.strategies.build import describe
 from perdure.tracking import read_events
 from perdure.training import checkpoint
 from perdure.training.checkpoint import sha256
-from perdure.training.folder import FINAL, RunFolder
+from perdure.training.folder import FINAL, RunFolder, keys_name
 from perdure.training.plan import PROBE, Plan
 from perdure.training.run import Run
 from perdure.training.settings import RunSettings
@@ -48,8 +48,8 @@ def find_way(plan: Plan, folder: RunFolder, retrain: bool) -> Way | None:
         RunError: no checkpoint from before the first stage that changed can be read, and `retrain` does not allow
             for starting over.
     """
-    boundaries = dict(_boundaries(folder))
-    newest = next((boundaries[n] for n in sorted(boundaries, reverse=True)), None)
+    kept = task_ends(folder)
+    newest = kept[max(kept)] if kept else None
     if newest is None:
         raise RunError(f"{folder.path}: no checkpoint here that can be read; run it again from the start")
     state = checkpoint.load(newest)
@@ -63,7 +63,7 @@ def find_way(plan: Plan, folder: RunFolder, retrain: bool) -> Way | None:
     rescored = tuple(name for name, rows in plan.scored.items() if state["scored"].get(name, rows) != rows)
     if first == len(names) and not rescored:
         return None
-    start = max((n for n in boundaries if n <= first), default=0)
+    start = max((n for n in kept if n <= first), default=0)
     if first and not start and not retrain:
         raise RunError(
             f"{folder.path}: the checkpoint from before task {names[first]!r} is gone or torn, so all "
@@ -71,7 +71,7 @@ def find_way(plan: Plan, folder: RunFolder, retrain: bool) -> Way | None:
             if first < len(names)
             else f"{folder.path}: no checkpoint here that can be read. Add --retrain to train all tasks again."
         )
-    return Way(start, boundaries.get(start), tuple(names[start:]), rescored)
+    return Way(start, kept.get(start), tuple(names[start:]), rescored)
 
 
 def erase(
@@ -104,7 +104,7 @@ def erase(
     way = find_way(plan, folder, retrain)
     if way is None and pending is None:
         return None
-    before = pending["before"] if pending else _hashes(folder)
+    before = pending["before"] if pending else hashes(folder)
     new = sorted({*new, *(pending["keys"] if pending else ())})
     begun = {"event": "begun", "keys": new, "before": before, "time": round(began, 3)}
     write_log(folder, {**begun, "settings": settings.model_dump(mode="json")})
@@ -115,19 +115,14 @@ def erase(
         _rewind(plan, folder, way)
         if way.checkpoint is not None:
             _rescore(plan, folder, way, run_for)
-    base = len(plan.stages) - len(settings.extensions)
-    done = max(dict(_boundaries(folder)), default=0)
-    for count in range(max(0, done - base), len(settings.extensions) + 1):
-        # As it happened: the stream first, then one extension after the other.
-        part = settings.model_copy(update={"extensions": settings.extensions[:count]})
-        run_for(plan_for(part)).execute()
+    go_on(folder, settings, plan_for, run_for)
     write_log(
         folder,
         {
             "event": "done",
             "keys": new,
             "before": before,
-            "after": _hashes(folder),
+            "after": hashes(folder),
             "retrained": way.retrained if way else (),
             "rescored": way.rescored if way else (),
             "seconds": round(time.time() - began, 3),
@@ -136,21 +131,36 @@ def erase(
     return way
 
 
+def go_on(
+    folder: RunFolder,
+    settings: RunSettings,
+    plan_for: Callable[[RunSettings], Plan],
+    run_for: Callable[[Plan], Run],
+) -> None:
+    """Train from the newest checkpoint between two stages to the end, as it happened: extensions one by one."""
+    base = len(settings.stream.tasks or settings.stream.arena.kinds)  # type: ignore[union-attr]
+    done = max(task_ends(folder), default=0)
+    for count in range(max(0, done - base), len(settings.extensions) + 1):
+        run_for(plan_for(settings.model_copy(update={"extensions": settings.extensions[:count]}))).execute()
+
+
 def write_log(folder: RunFolder, event: Mapping[str, Any]) -> None:
     """Add a line to erasures.jsonl."""
     before = folder.erasures.read_text(encoding="utf-8") if folder.erasures.exists() else ""
     write_text(folder.erasures, before + json.dumps(plain(event)) + "\n")
 
 
-def _boundaries(folder: RunFolder) -> Iterable[tuple[int, Path]]:
-    """Readable checkpoints between two stages, with the number of stages that they follow."""
+def task_ends(folder: RunFolder) -> dict[int, Path]:
+    """Readable checkpoints between two stages, by the number of stages that they follow."""
+    found = {}
     for path in folder.saved():
         try:
             state = checkpoint.load(path)
         except RunError:
             continue
-        if state.get("position") is None and not state.get("trained", True) and "built" in state:
-            yield state["stage"], path
+        if "built" in state and state["position"] is None and not state["trained"]:
+            found[state["stage"]] = path
+    return found
 
 
 def _rewind(plan: Plan, folder: RunFolder, way: Way) -> None:
@@ -158,12 +168,15 @@ def _rewind(plan: Plan, folder: RunFolder, way: Way) -> None:
     if way.checkpoint is not None and way.checkpoint.name == FINAL:
         state = checkpoint.load(way.checkpoint)
         folder.reopen(state["learner"]["steps"], state["stage"])
-    kept = dict(_boundaries(folder))
+    kept = task_ends(folder)
     keep = {kept[number] for number in kept if number <= way.boundary}
     with guarded(folder.path):
         for path in folder.saved():
             if path not in keep:
                 shutil.rmtree(path)
+        for path in folder.keys.glob("stage-*.jsonl"):
+            if path.name > keys_name(way.boundary):
+                path.unlink()
         for path in (folder.model, folder.adapter):
             if path.exists() and way.retrained:
                 shutil.rmtree(path)
@@ -171,18 +184,18 @@ def _rewind(plan: Plan, folder: RunFolder, way: Way) -> None:
 
 def _rescore(plan: Plan, folder: RunFolder, way: Way, run_for: Callable[[Plan], Run]) -> None:
     """Bring the scores of the checkpoints that stay up to the rows that stay."""
-    boundaries = dict(_boundaries(folder))
+    kept = task_ends(folder)
     found: dict[int, dict[str, dict[str, float]]] = {}
     if way.rescored:
         run = run_for(plan)
         found[0] = run.score_again(0, way.rescored)
-        for number in sorted(boundaries):
-            run.restore(checkpoint.load(boundaries[number]))
+        for number in sorted(kept):
+            run.restore(checkpoint.load(kept[number]))
             found[number] = run.score_again(number, way.rescored)
         _correct_log(folder.metrics, found, plan.mode)
     # The newest one last: it is the one that says whether this was done.
-    for number in sorted(boundaries):
-        state = checkpoint.load(boundaries[number])
+    for number in sorted(kept):
+        state = checkpoint.load(kept[number])
         matrices = {metric: ScoreMatrix.from_dict(saved) for metric, saved in state["matrices"].items()}
         for row, scores in found.items():
             if row <= number:
@@ -191,7 +204,7 @@ def _rescore(plan: Plan, folder: RunFolder, way: Way, run_for: Callable[[Plan], 
         known = [task.name for task in plan.stages][: max(number, len(plan.stages) - len(plan.settings.extensions))]
         state["identity"] = {**plan.identity, "stages": {n: plan.identity["stages"][n] for n in known}}
         state["scored"] = {n: rows for n, rows in plan.scored.items() if n in state["scored"]}
-        checkpoint.save(boundaries[number], state)
+        checkpoint.save(kept[number], state)
 
 
 def _correct(
@@ -225,7 +238,7 @@ def _correct_log(path: Path, found: Mapping[int, Mapping[str, Mapping[str, float
     write_text(path, "".join(lines))
 
 
-def _hashes(folder: RunFolder) -> dict[str, str]:
+def hashes(folder: RunFolder) -> dict[str, str]:
     """SHA-256 of the files that stand for the run's result."""
     places: Sequence[Path] = (folder.checkpoints / FINAL, folder.model, folder.adapter)
     files = [path for place in places if place.is_dir() for path in sorted(place.rglob("*")) if path.is_file()]

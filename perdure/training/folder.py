@@ -43,6 +43,7 @@ class RunFolder:
         self.results = path / "results.json"
         self.erasures = path / "erasures.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.keys = path / "keys"
         self.adapter = path / "adapter"
         self.model = path / "model"
         self.report = path / "report.html"
@@ -181,6 +182,11 @@ class RunFolder:
         steps = [path for path in self.saved() if path.name.startswith("step-")]
         for path in steps[: len(steps) - keep]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def keys_name(stage: int) -> str:
+    """The name of the file that says which rows a stage was trained on."""
+    return f"stage-{stage:03d}.jsonl"
 
 
 def step_name(step: int) -> str:

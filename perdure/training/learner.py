@@ -37,6 +37,7 @@ class StepResult:
         replayed_rows: rows that a strategy added.
         replayed_targets: targets of those.
         gradient_norm: before clipping.
+        examples: the step's rows, replayed ones included.
         skipped: why the update was left out, where it was (`skip_bad_batches`).
         logged: other values that the strategy recorded.
     """
@@ -49,6 +50,7 @@ class StepResult:
     replayed_rows: int
     replayed_targets: int
     gradient_norm: float
+    examples: Sequence[Example] = ()
     skipped: str | None = None
     logged: Mapping[str, float] = field(default_factory=dict)
 
@@ -202,6 +204,7 @@ class Learner:
             replayed_rows=len(replayed),
             replayed_targets=sum(n for _, n in replayed),
             gradient_norm=float(norm),
+            examples=rows,
             skipped=skipped,
             logged=self._logged,
         )

@@ -14,18 +14,18 @@ from perdure.errors import NonFiniteError, PerdureError, RunError, StorageError
 from perdure.evaluation.matrix import ScoreMatrix
 from perdure.models.adapters import count_parameters, moving
 from perdure.storage import folder as replaced
-from perdure.storage import guarded, plain
+from perdure.storage import guarded, plain, write_text
 from perdure.strategies.build import describe
 from perdure.tracking import MetricsLog, find_mark
 from perdure.training.display import Display
-from perdure.training.folder import RunFolder, stage_name, step_name
+from perdure.training.folder import RunFolder, keys_name, stage_name, step_name
 from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
 from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit, total_steps
 from perdure.training.measure import Measure
 from perdure.training.plan import PROBE, Plan, changed_settings, machine, versions
 from perdure.training.results import main_metric, new_matrix, write_results, write_scores
-from perdure.types import Example, Task
+from perdure.types import TASK, Example, Task
 
 
 class Run:
@@ -58,6 +58,7 @@ class Run:
         self.position: Position | None = None  # within the stage; None before its first step
         self.trained = False  # this stage's training is over, its scores may be missing
         self.totals = {"seconds": 0.0, "rows": 0, "targets": 0, "replayed_rows": 0, "replayed_targets": 0}
+        self.seen: dict[str, list[int]] = {}  # of this stage: see `_see`
         self._commands: list[str] = []
         self._log: MetricsLog | None = None
         self._initial: dict[str, torch.Tensor] | None = None
@@ -201,6 +202,7 @@ class Run:
                 clock = now
                 window[1] = 0.9 * window[1] + 0.1 * speed if window[1] else speed
                 self._count(result)
+                self._see(result)
                 if learner.steps % settings.log_every == 0 or result.skipped:
                     self._log_step(task, result, speed)
                 self.display.step(task.name, result, window[1])
@@ -225,7 +227,11 @@ class Run:
         row = self.stage + 1
         self._score(row, self._scored_after(self.stage), stop)
         self._say_scores(row)
-        self.stage, self.trained, self.position = row, False, None
+        write_text(
+            self.folder.keys / keys_name(row),
+            "".join(json.dumps([*name.split("\0"), *counts]) + "\n" for name, counts in sorted(self.seen.items())),
+        )
+        self.stage, self.trained, self.position, self.seen = row, False, None, {}
         self._save(stage_name(self.learner.steps, row))
         self.folder.drop_steps(0)
         write_scores(self.folder.path, self.matrices, main_metric(self.matrices))
@@ -304,6 +310,16 @@ class Run:
         self.totals["replayed_rows"] += result.replayed_rows
         self.totals["replayed_targets"] += result.replayed_targets
 
+    def _see(self, result: StepResult) -> None:
+        """Remember for each row, by task and key: times trained on and replayed, first step and last step."""
+        if result.skipped:
+            return
+        for example in result.examples:
+            name = f"{example.task}\0{example.key}"
+            counts = self.seen.setdefault(name, [0, 0, self.learner.steps, 0])
+            counts[0 if example.source == TASK else 1] += 1
+            counts[3] = self.learner.steps
+
     def _log_step(self, task: Task, result: StepResult, speed: float) -> None:
         if result.skipped:
             self.display.say(f"warning: {result.skipped}")
@@ -363,6 +379,7 @@ class Run:
                 "matrices": {metric: matrix.to_dict() for metric, matrix in self.matrices.items()},
                 "probe": plain(self.probe),
                 "totals": {what: count for what, count in self.totals.items() if what != "seconds"},
+                "seen": self.seen,
                 "mark": name,
                 "learner": self.learner.state_dict(optimizer=keeps),
             },
@@ -375,6 +392,7 @@ class Run:
     def _restore(self, state: dict[str, Any]) -> None:
         self.stage, self.begun, self.trained = state["stage"], state["begun"], state["trained"]
         self.totals |= state["totals"]
+        self.seen = state["seen"]
         self.position = None if state["position"] is None else Position(*state["position"])
         for i in range(self.begun):
             self.learner.begin_task(self.plan.stages[i], i, self._horizon(i), resuming=True)

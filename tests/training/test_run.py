@@ -38,6 +38,7 @@ def test_the_folder_of_a_run(finished: Any, tiny: Path) -> None:
         "scores_loss.csv",
         "results.json",
         "model",
+        "keys",
         "checkpoints",
     }
     assert {p.name for p in path.iterdir()} == names

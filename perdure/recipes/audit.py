@@ -1,0 +1,87 @@
+"""Commands that show what a run did, and do its end again to prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from perdure.errors import RunFailure
+from perdure.recipes.run import quieten
+from perdure.training.display import Terminal
+from perdure.training.folder import RunFolder
+
+
+def audit_run(path: Path, keys: Sequence[str]) -> None:
+    """Print where a run came from, its chain of checkpoints, and which rows it was trained on."""
+    from perdure.training.audit import chain, seen
+
+    folder = RunFolder(path)
+    settings, recorded = folder.settings(), folder.recorded()
+    say = Terminal().say
+    if keys:
+        rows = list(seen(folder, frozenset(keys)))
+        for row in rows:
+            say(
+                f"{row.key}: task {row.task}, {row.stage}: trained on {row.trained} times, replayed {row.replayed} "
+                f"times, steps {row.first} to {row.last}"
+            )
+        for key in keys:
+            if key not in {row.key for row in rows}:
+                say(f"{key}: no finished stage was trained on it")
+        return
+    for command in recorded.get("commands", ()):
+        say(f"command     {command}")
+    say(f"model       {settings.model} ({settings.tuning}), strategy {settings.strategy}, seed {settings.seed}")
+    say("versions    " + ", ".join(f"{name} {number}" for name, number in recorded.get("versions", {}).items()))
+    say("machine     " + ", ".join(f"{name} {value}" for name, value in recorded.get("machine", {}).items()))
+    for task in (recorded.get("data") or {}).get("tasks", ()):
+        for source, digest in task["sources"].items():
+            say(f"data        {task['name']}: {source} {digest}")
+    totals: dict[str, list[int]] = {}
+    for row in seen(folder):
+        counts = totals.setdefault(row.stage, [0, 0, 0, 0])
+        for i, value in enumerate((row.trained > 0, row.trained, row.replayed > 0, row.replayed)):
+            counts[i] += value
+    for stage, (rows_trained, trained, rows_replayed, replayed) in totals.items():
+        say(
+            f"rows        {stage}: {rows_trained} rows trained on, {trained} times; "
+            f"{rows_replayed} rows replayed, {replayed} times"
+        )
+    say(f"            which and when: {folder.keys}, or --key")
+    for link in chain(folder):
+        say(
+            f"checkpoint  {link.name}: "
+            + (link.fault or f"step {link.step}, {' '.join(h[:16] for h in link.hashes)}")
+        )
+    if folder.erasures.is_file():
+        say(f"erasures    {folder.erasures}" + ("; one was stopped, finish it" if folder.erasing else ""))
+    say("state       " + ("finished" if folder.finished else "not finished"))
+
+
+def verify_run(path: Path) -> None:
+    """Train a run's last stage again and compare what comes out."""
+    from perdure.training.audit import verify
+    from perdure.training.plan import make_plan
+    from perdure.training.run import Run
+
+    folder = RunFolder(path)
+    settings, base = folder.settings(), folder.recipe_folder
+    quieten()
+    display = Terminal()
+    start, differ = verify(
+        folder,
+        settings,
+        lambda part: make_plan(part, base),
+        lambda plan, copy: Run(plan, copy, display),
+    )
+    if differ:
+        lines = [
+            f"{name}: {there or 'not there'} in the run, {here or 'not there'} now"
+            for name, (there, here) in differ.items()
+        ]
+        raise RunFailure(
+            f"{path}: trained again from {start}, these files came out otherwise:\n  "
+            + "\n  ".join(lines)
+            + "\nAnother processor, number of threads or version of a library does that; see `perdure audit`."
+        )
+    display.say(f"{path}: trained again from {start}; final state, model and scores are the same bytes")
