@@ -31,6 +31,7 @@ bench: setup
 
 torture: setup
 	$(BIN)/python -m benchmarks.torture
+	$(BIN)/python -m benchmarks.fuzz
 
 nano: setup
 	$(BIN)/python -m perdure.recipes.nano --out perdure/models/nano

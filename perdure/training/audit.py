@@ -58,11 +58,14 @@ def chain(folder: RunFolder) -> list[Link]:
 def seen(folder: RunFolder, keys: frozenset[str] = frozenset()) -> Iterator[Seen]:
     """Which rows each finished stage was trained on, all of them or those with these keys."""
     for path in sorted(folder.keys.glob("stage-*.jsonl")):
-        with path.open(encoding="utf-8") as file:
-            for line in file:
+        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+            try:
                 task, key, *counts = json.loads(line)
-                if not keys or key in keys:
-                    yield Seen(path.stem, task, key, *counts)
+                row = Seen(path.stem, task, key, *map(int, counts))
+            except (ValueError, TypeError) as error:
+                raise RunError(f"{path}:{number}: not as it was written; it cannot be trusted") from error
+            if not keys or key in keys:
+                yield row
 
 
 def verify(
