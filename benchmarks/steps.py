@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from perdure.config import TrainingSettings, validate
+from perdure.models.adapters import tune
 from perdure.models.load import load
 from perdure.strategies import Naive
 from perdure.streams.encode import Encoder
 from perdure.streams.spec import StreamSpec, build
 from perdure.tracking import MetricsLog
+from perdure.training import checkpoint
 from perdure.training.learner import Learner
 from perdure.training.loop import KeyedSource, fit
 from perdure.types import Example, Phase, Task
@@ -88,6 +90,29 @@ def compare(name: str, model: Any, rows: Sequence[Example], steps: int) -> None:
     )
 
 
+def saving(name: str, model: Any, rows: Sequence[Example], tuning: str, every: int = 50) -> None:
+    """Print what a checkpoint after every so many steps adds to them, and its size against the model's."""
+    model = tune(model, tuning, r=16, alpha=32)  # type: ignore[arg-type]
+    learner = Learner(model, Naive(), "causal_lm", validate(TrainingSettings, SETTINGS, "bench"), 0)
+    learner.begin_task(Task("bench", rows), 0)
+    steps, saves = [], []
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # /tmp may be memory
+        for number in range(WARM_UP + 25):
+            begin = time.perf_counter()
+            learner.step(rows[:16])
+            middle = time.perf_counter()
+            steps.append(middle - begin)
+            checkpoint.save(Path(folder) / str(number), {"learner": learner.state_dict()})
+            saves.append(time.perf_counter() - middle)
+        size = sum(file.stat().st_size for file in (Path(folder) / str(number)).iterdir())
+    step, save = statistics.median(steps[WARM_UP:]), statistics.median(saves[WARM_UP:])
+    whole = sum(p.numel() * p.element_size() for p in model.parameters())
+    print(
+        f"{name:<18} {tuning}: step {step * 1000:.1f} ms, checkpoint {save * 1000:.1f} ms, every {every} steps adds "
+        f"{save / (every * step):.1%}; {size / 1e6:.1f} MB, weights {whole / 1e6:.1f} MB"
+    )
+
+
 def main() -> None:
     """Compare on nano and, where it is at hand, on bitstories-3.3M."""
     print(f"threads {torch.get_num_threads()}, batch 16, both loops in turn, medians")
@@ -105,7 +130,11 @@ def main() -> None:
         language = load(source)
         encoder = Encoder(language.tokenizer, language.max_length)
         built, _ = build(StreamSpec.model_validate(stream()), data, 0, encoder)
-        compare(name, language.model, list(built[0].train), steps)
+        rows = list(built[0].train)
+        compare(name, language.model, rows, steps)
+        if name == "nano":
+            saving(name, load(source).model, rows, "full")
+            saving(name, load(source).model, rows, "lora")
 
 
 if __name__ == "__main__":

@@ -386,7 +386,7 @@ def _math(facts: Facts, form: int) -> tuple[str, str]:
         ),
         form,
     ).format(story=" ".join(math_sentences(facts)), thing=facts["thing"])
-    return prompt, f" it makes {facts['answer']} {facts['thing']}"
+    return prompt, f" it makes {facts['answer']} in all"
 
 
 def _plain_math(facts: Facts) -> tuple[str, str]:
