@@ -108,8 +108,8 @@ def saving(name: str, model: Any, rows: Sequence[Example], tuning: str, every: i
     step, save = statistics.median(steps[WARM_UP:]), statistics.median(saves[WARM_UP:])
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
     print(
-        f"{name:<18} {tuning}: step {step * 1000:.1f} ms, checkpoint {save * 1000:.1f} ms, every {every} steps adds "
-        f"{save / (every * step):.1%}; {size / 1e6:.1f} MB, weights {whole / 1e6:.1f} MB"
+        f"{name:<18} {tuning}: step {step * 1000:.1f} ms, checkpoint {save * 1000:.1f} ms, every {every} steps "
+        f"adds {save / (every * step):.1%}; {size / 1e6:.1f} MB, weights {whole / 1e6:.1f} MB"
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from perdure.errors import ConfigError, unknown_name
 
 FORMAT = 1
+YAML_BYTES, YAML_VALUES = 16 << 20, 1_000_000
 Boundary = Literal["reset", "continue"]
 
 
@@ -171,13 +172,15 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping; ConfigError names file and line."""
     try:
+        if path.stat().st_size > YAML_BYTES:
+            raise ConfigError(f"{path}: larger than {YAML_BYTES >> 20} MiB, so no file of settings; check the path")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; check the path") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -185,6 +188,46 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold a mapping of settings, got {type(values).__name__}")
     return values
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain values of a YAML text.
+
+    Raises:
+        yaml.YAMLError: not YAML; or aliases in it stand for more than can be meant, or for themselves.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _size(node, {})
+        return loader.construct_document(node)
+    except (RecursionError, OverflowError) as error:
+        raise yaml.YAMLError("nested too deeply") from error
+    except (ValueError, KeyError, AttributeError) as error:  # a date, number or truth value by its tag that is none
+        raise yaml.YAMLError(f"a value is not what its tag says: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node stands for with its aliases written out."""
+    size = sizes.get(id(node), 1)
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > 1000:
+        raise yaml.MarkedYAMLError(problem=f"a number of {len(node.value)} digits", problem_mark=node.start_mark)
+    if not size:
+        raise yaml.MarkedYAMLError(problem="an alias stands for what it is part of", problem_mark=node.start_mark)
+    if id(node) not in sizes and isinstance(node, yaml.CollectionNode):
+        sizes[id(node)] = 0  # being counted
+        for child in node.value:
+            size += sum(_size(inner, sizes) for inner in (child if isinstance(child, tuple) else (child,)))
+            if size > YAML_VALUES:
+                raise yaml.MarkedYAMLError(
+                    problem=f"aliases make it stand for over {YAML_VALUES:,} values", problem_mark=node.start_mark
+                )
+    sizes[id(node)] = size
+    return size
 
 
 def apply_overrides(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -195,7 +238,7 @@ def apply_overrides(values: Mapping[str, Any], assignments: Sequence[str]) -> di
         if not sign or not key.strip():
             raise ConfigError(f"--set {assignment!r}: must be key=value, as in --set optimizer.lr=3e-4")
         try:
-            value = yaml.safe_load(text) if text else None
+            value = parse_yaml(text) if text else None
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {assignment!r}: the value is not valid YAML") from error
         *path, last = key.strip().split(".")

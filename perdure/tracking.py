@@ -24,7 +24,7 @@ class MetricsLog:
         self.path = path
         with guarded(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+            self._file = path.open("a+b")
             self._file.truncate(size)
             self._file.seek(0, 2)
         self.size = self._file.tell()
@@ -42,8 +42,15 @@ class MetricsLog:
         self.size += len(line)
 
     def sync(self) -> None:
-        """Flush to disk: what is written so far outlives a power cut."""
+        """Flush to disk: what is written so far outlives a power cut. A log that was removed is put back."""
         with guarded(self.path):
+            if not self.path.exists():
+                self._file.seek(0)
+                text = self._file.read()
+                self._file.close()
+                self._file = self.path.open("a+b")
+                self._file.write(text)
+                self._file.flush()
             os.fsync(self._file.fileno())
 
     def _abandon(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from perdure.config import FORMAT, TrainingSettings, apply_overrides, read_yaml, validate
+from perdure.config import FORMAT, TrainingSettings, apply_overrides, parse_yaml, read_yaml, validate
 from perdure.errors import ConfigError, UsageError
 from perdure.training.settings import RunSettings
 
@@ -217,3 +219,38 @@ def test_mistakes_inside_lists_name_their_place_once() -> None:
     assert "Did you mean 'stream.tasks.0.template.0.learn'?" in pieces
     assert "answer" not in pieces
     assert said({"template": {"answer": "{a.b}"}}).endswith("write a literal brace twice.")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghi")),
+         "line 7: not valid YAML: aliases make it stand for over 1,000,000 values"),
+        ("a: &a [*a]", "line 1: not valid YAML: an alias stands for what it is part of"),
+        ("a: " + "[" * 3000 + "]" * 3000, "not valid YAML: nested too deeply"),
+        ("a: " + "1" * 5000, "line 1: not valid YAML: a number of 5000 digits"),
+        ("a: 2001-99-99", "a value is not what its tag says: month must be in 1..12"),
+        ("a: !!timestamp x", "a value is not what its tag says"),
+        ("a: !!python/object:os.system x", "could not determine a constructor"),
+    ],
+    ids=["aliases", "an alias in itself", "depth", "digits", "date", "tag", "object"],
+)  # fmt: skip
+def test_yaml_that_is_a_trap(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "trap.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_yaml(tmp_path / "trap.yaml")
+
+
+def test_a_huge_yaml_file_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.yaml").open("wb") as file:
+        file.truncate(17 << 20)
+    with pytest.raises(ConfigError, match="larger than 16 MiB"):
+        read_yaml(tmp_path / "huge.yaml")
+
+
+def test_aliases_and_merge_keys_mean_what_they_do_in_yaml() -> None:
+    assert parse_yaml("a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}") == {
+        "a": {"b": 1},
+        "c": {"b": 1},
+        "d": {"b": 1, "e": 2},
+    }

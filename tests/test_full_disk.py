@@ -1,4 +1,4 @@
-"""A disk that fills up during a run: what is said, what stays readable, and that the run goes on."""
+"""A disk that fills up or turns read-only: what is said, what stays readable, and that the run goes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +102,61 @@ def test_a_full_disk(
     assert (resumed.code, resumed.err) == (0, "")
     here, there = (json.loads((run / "results.json").read_text()) for run in (out, finished_run))
     assert here["scores"] == there["scores"]
+
+
+@pytest.mark.parametrize("moment", ["before the run", "second checkpoint"])
+def test_a_read_only_folder(
+    perdure: Callable[..., Any],
+    recipe: Path,
+    finished_run: Path,
+    tmp_path: Path,
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file system that is mounted read-only: before anything is written, or while the run is at work."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("only root may mount")
+    if subprocess.run([mount, "-t", "tmpfs", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount")
+    out, true_save = place / "run", RunFolder.save
+
+    def save(self: RunFolder, name: str, state: dict[str, Any]) -> Path:
+        if name.startswith("stage-002"):
+            # The kernel refuses to remount while the log is open for writing.
+            monkeypatch.setattr(checkpoint, "folder", _refused(checkpoint.folder))
+        return true_save(self, name, state)
+
+    try:
+        if moment == "before the run":
+            subprocess.run([mount, "-o", "remount,ro", place], check=True)
+            done = perdure("run", recipe, "--out", out)
+        else:
+            monkeypatch.setattr(RunFolder, "save", save)
+            done = perdure("run", recipe, "--out", out)
+            monkeypatch.undo()
+        assert done.code == 1
+        assert "the folder cannot be written to; give another one with --out" in done.err
+        assert "Traceback" not in done.err
+        if moment == "second checkpoint":
+            assert [path.name[:9] for path in RunFolder(out).saved()] == ["stage-001"]
+            subprocess.run([mount, "-o", "remount,ro", place], check=True)
+            assert RunFolder(out).newest()[1] == []
+        subprocess.run([mount, "-o", "remount,rw", place], check=True)
+        assert perdure("run", recipe, "--out", out, "--resume").code == 0
+        here, there = (json.loads((run / "results.json").read_text()) for run in (out, finished_run))
+        assert here["scores"] == there["scores"]
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def _refused(true: Any) -> Any:
+    @contextmanager
+    def folder(path: Path) -> Iterator[Path]:
+        with true(path) as aside:
+            yield aside
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    return folder

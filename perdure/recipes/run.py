@@ -12,7 +12,7 @@ from perdure.errors import ConfigError, DataError, RunError
 from perdure.recipes.find import read_recipe
 from perdure.recipes.show import print_results, write_pages
 from perdure.storage import write_json
-from perdure.streams.spec import TaskSpec
+from perdure.streams.spec import TaskSpec, check_inside
 from perdure.training.display import Display, Terminal
 from perdure.training.folder import LOCK, RunFolder
 from perdure.training.settings import RunSettings
@@ -137,6 +137,8 @@ def task_spec(task: Path, name: str | None = None, evaluation: Path | None = Non
         values = read_yaml(task)
         values.setdefault("name", task.stem)
         for key in ("train", "evaluation"):
+            if isinstance(values.get(key), str):
+                check_inside(values[key])
             if isinstance(values.get(key), str) and (task.parent / values[key]).exists():
                 values[key] = str((task.parent / values[key]).resolve())
     else:

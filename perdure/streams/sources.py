@@ -51,9 +51,13 @@ class Rows(list[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of a file is accepted: bytes a line, and malformed lines that are listed before giving up."""
+    """How much of a file is accepted: bytes a line and in all, and malformed lines listed before giving up.
+
+    What is compressed counts as long as it is when unpacked.
+    """
 
     line_bytes: int = 8 << 20
+    file_bytes: int = 8 << 30
     errors: int = 10
 
 
@@ -119,7 +123,7 @@ def _read_file(path: Path, limits: Limits) -> Rows:
         raise DataError(f"{path}: unknown kind of data file. The name must end in {', '.join(SUFFIXES)}.")
     try:
         if name.endswith(".parquet"):
-            rows = _read_parquet(path)
+            rows = _read_parquet(path, limits)
         elif ".csv" in name[-7:]:
             rows = _read_csv(path, limits)
         else:
@@ -153,9 +157,12 @@ class _Problems:
 def _lines(path: Path, limits: Limits, problems: _Problems) -> Iterator[tuple[int, str]]:
     """Numbered lines of a text file, decoded one by one so that a wrong byte has a line number."""
     with _open(path) as file:
-        number = 0
+        number = size = 0
         while raw := file.readline(limits.line_bytes + 1):
             number += 1
+            size += len(raw)
+            if size > limits.file_bytes:
+                raise too_large(path, limits)
             if len(raw) > limits.line_bytes:
                 problems.add(number, f"longer than {limits.line_bytes} bytes; one record must stand on a line")
                 problems.stop()
@@ -166,6 +173,13 @@ def _lines(path: Path, limits: Limits, problems: _Problems) -> Iterator[tuple[in
                     number,
                     f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); save it as UTF-8",
                 )
+
+
+def too_large(path: Path, limits: Limits) -> DataError:
+    """The error for a file beyond the limit; all rows of a file are held in memory."""
+    return DataError(
+        f"{path}: more than {limits.file_bytes:,} bytes of rows. Keep those that the task needs, in a smaller file."
+    )
 
 
 def _open(path: Path) -> BinaryIO:
@@ -258,11 +272,14 @@ def _csv_rows(path: Path, limits: Limits, problems: _Problems) -> list[Row]:
     return rows
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path, limits: Limits) -> list[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
+        facts = pyarrow.parquet.read_metadata(path)
+        if sum(facts.row_group(group).total_byte_size for group in range(facts.num_row_groups)) > limits.file_bytes:
+            raise too_large(path, limits)
         table = pyarrow.parquet.read_table(path, partitioning=None)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({_brief(error)}). Write it again.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any
@@ -290,12 +291,26 @@ def _notes(draft: _Draft) -> list[str]:
     ]
 
 
+def check_inside(source: str) -> None:
+    """DataError where a relative path leads out of the folder that it is looked up in.
+
+    A recipe from somebody else must not reach by its own position for what lies about it.
+    """
+    path = Path(source).expanduser()
+    if not path.is_absolute() and os.path.normpath(path).split(os.sep)[0] == os.pardir:
+        raise DataError(
+            f"{source}: leads out of the folder it is looked up in. Name a folder above it with --data and write "
+            "the path from there, or write it in full."
+        )
+
+
 def locate(source: str, places: Sequence[Path]) -> str | Path:
     """Where a source stands: in the first of the places, or the current folder, that has it; else a hub name.
 
     Raises:
-        DataError: it is spelt like a file and is in none of them.
+        DataError: it is spelt like a file and is in none of them; or it is relative and leads out of them.
     """
+    check_inside(source)
     path = Path(source).expanduser()
     tried = [path] if path.is_absolute() else [place / path for place in (*places, Path())]
     for candidate in tried:

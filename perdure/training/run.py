@@ -27,6 +27,9 @@ from perdure.training.plan import PROBE, Plan, changed_settings, machine, versio
 from perdure.training.results import main_metric, new_matrix, write_results, write_scores
 from perdure.types import TASK, Example, Task
 
+# Settings that a run may go on with changed, but not to the same last digit.
+INEXACT = {"micro_batch_size", "device", "compile", "gradient_checkpointing"}
+
 
 class Run:
     """One run of a plan in a folder.
@@ -129,11 +132,14 @@ class Run:
             self._check(state)
         if warnings:
             self.folder.forget_final()
+        rounding: list[str] = []
         if state is None:
             with guarded(self.folder.path):
                 self.folder.path.mkdir(parents=True, exist_ok=True)
             self._commands = [self.again]
         else:
+            before = self.folder.settings().model_dump(mode="json", include=INEXACT)
+            rounding = changed_settings(before, plan.settings.model_dump(mode="json", include=INEXACT))
             recorded = self.folder.recorded()
             self._commands = recorded.get("commands", [])
             for what, now in (("versions", versions()), ("machine", machine())):
@@ -150,6 +156,9 @@ class Run:
                 self.folder.reopen(state["learner"]["steps"], state["stage"])
         self.folder.write_settings(plan.settings, self._recorded())
         self._open_log(state)
+        for change in rounding:
+            self.display.say(f"warning: {change}: bit-exactness ends here, since sums are rounded otherwise")
+            self._write("changed", step=state["learner"]["steps"] if state else 0, setting=change)
         if plan.mode == "isolated":
             self._initial = {name: value.detach().clone() for name, value in moving(plan.model).items()}
         if state:
@@ -225,6 +234,7 @@ class Run:
 
     def _complete_stage(self, stop: StopRequest) -> None:
         row = self.stage + 1
+        self._check_there()
         self._score(row, self._scored_after(self.stage), stop)
         self._say_scores(row)
         write_text(
@@ -356,8 +366,17 @@ class Run:
             return f"stopped before the first step; nothing to save. Start again with: {self.again} --resume"
         return f"stopped after step {self.learner.steps}, and saved. Go on with: {self.again} --resume"
 
+    def _check_there(self) -> None:
+        """Put back what was removed while the run was at work, unless that is all of it."""
+        if not self.folder.path.is_dir():
+            raise StorageError(f"{self.folder.path}: the run's folder was removed while it was being trained.")
+        if not self.folder.exists:
+            self.display.say(f"warning: {self.folder.config} was removed; it is written again")
+            self.folder.write_settings(self.plan.settings, self._recorded())
+
     def _save(self, name: str) -> None:
         assert self._log is not None
+        self._check_there()
         between = self.position is None and not self.trained
         keeps = not between or self.plan.settings.optimizer.at_boundary == "continue"
         # Times and the log's length differ from run to run; they stand in the log, so that equal runs have equal

@@ -230,3 +230,23 @@ def test_a_local_path_wins_over_a_hub_name(tmp_path, monkeypatch):
 def test_the_shared_files_read_whole(shared):
     assert len(read_rows(shared / "data" / "math_test.jsonl.gz")) == 5000
     assert len(read_rows(shared / "data" / "suzuki_miyaura.csv.gz")) == 5760
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.jsonl.gz", "d.csv", "d.parquet"])
+def test_a_file_over_the_limit_is_refused(tmp_path, name):
+    """What is compressed counts as long as it is when unpacked."""
+    rows = [{"a": "x" * 900} for _ in range(200)]
+    if name == "d.parquet":
+        pa = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pa.Table.from_pylist([{"a": "x" * 900 + str(i)} for i in range(200)]),
+            tmp_path / name,
+            compression="gzip",
+        )
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        packed = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+        (tmp_path / name).write_bytes(packed)
+    with pytest.raises(DataError, match=rf"{name}: more than 50,000 bytes of rows"):
+        read_rows(tmp_path / name, limits=Limits(file_bytes=50_000))
+    assert len(read_rows(tmp_path / name)) >= 199

@@ -178,6 +178,9 @@ def test_paths_are_looked_up_in_the_data_folder_then_beside_the_recipe_then_here
         write(folder, "d.jsonl", rows(1))
         assert Path(locate("d.jsonl", folders[:2])).resolve() == folder / "d.jsonl"
     assert locate("owner/name", folders[:2]) == "owner/name"
+    for outside in ("../d.jsonl", "sub/../../d.jsonl", ".."):
+        with pytest.raises(DataError, match="leads out of the folder it is looked up in"):
+            locate(outside, folders[:2])
     with pytest.raises(DataError, match=r"no such file or folder; looked for .*recipe.*--data"):
         locate("sub/missing.jsonl", folders[:2])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import yaml
 
 from perdure.errors import NonFiniteError, RunError, StorageError
+from perdure.tracking import read_events
 from perdure.training.folder import FINAL, RunFolder
 from perdure.training.interrupt import Interrupted
 from perdure.training.plan import make_plan
@@ -149,3 +151,36 @@ def test_another_machine_is_told_of(finished: Any, settings: Any, tmp_path: Path
         if warnings:
             assert 'versions: torch: "1.0" there' in warnings[0]
             assert f"machine: threads: 99 there, {torch.get_num_threads()} now" in warnings[1]
+
+
+def test_another_micro_batch_is_told_of_and_logged(settings: Any, tmp_path: Path, execute: Any, Stop: Any) -> None:
+    path, display = tmp_path / "run", Stop()
+    with pytest.raises(Interrupted):
+        execute(settings(), path, Stop(step=3))
+    execute(settings(micro_batch_size=1, log_every=3), path, display)
+    assert [line for line in display.said if line.startswith("warning")] == [
+        "warning: micro_batch_size: null there, 1 now: bit-exactness ends here, since sums are rounded otherwise"
+    ]
+    changes = [event for event in read_events(path / "metrics.jsonl") if event["event"] == "changed"]
+    assert changes == [{"event": "changed", "step": 3, "setting": "micro_batch_size: null there, 1 now"}]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "checkpoints"])
+def test_what_is_removed_during_a_run_is_put_back(
+    name: str, finished: Any, settings: Any, tmp_path: Path, execute: Any, Stop: Any, outcome: Any
+) -> None:
+    path = tmp_path / "run"
+
+    def remove() -> None:
+        (shutil.rmtree if name == "checkpoints" else os.remove)(path / name)
+
+    execute(settings(strategy=BOTH), path, Stop(step=9, act=remove))
+    assert outcome(path) == outcome(finished(strategy=BOTH))
+    assert RunFolder(path).settings() == settings(strategy=BOTH)
+
+
+def test_a_run_whose_folder_is_removed_says_so(settings: Any, tmp_path: Path, execute: Any, Stop: Any) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(StorageError, match="the run's folder was removed while it was being trained"):
+        execute(settings(), path, Stop(step=3, act=lambda: shutil.rmtree(path)))
+    assert not path.exists()
