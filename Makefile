@@ -32,6 +32,7 @@ bench: setup
 torture: setup
 	$(BIN)/python -m benchmarks.torture
 	$(BIN)/python -m benchmarks.fuzz
+	$(BIN)/python -m benchmarks.erasure
 
 nano: setup
 	$(BIN)/python -m perdure.recipes.nano --out perdure/models/nano

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from perdure.config import read_yaml, validate
+from perdure.tracking import read_events
 from perdure.training.folder import FINAL, RunFolder
 from perdure.training.plan import make_plan
 from perdure.training.run import Run
@@ -45,6 +46,7 @@ RECIPE: dict[str, Any] = {
     "evaluation": {"generate_rows": 6},
     "checkpoint_every": 2,
 }
+TIMES = ("tokens_per_second", "seconds")  # differ from run to run
 PACKAGE = str(Path(sys.modules["perdure"].__file__ or "").parent)
 
 
@@ -53,12 +55,15 @@ class Killed(BaseException):
 
 
 def digest(path: Path) -> str:
-    """SHA-256 over all that a run ends with: final state, exported model or adapter, scores."""
+    """SHA-256 over all that a run ends with: final state, exported model or adapter, scores, keys, and its log."""
     places = (path / "checkpoints" / FINAL, path / "model", path / "adapter")
     files = [file for place in places for file in place.rglob("*") if file.is_file()]
     found = hashlib.sha256()
-    for file in sorted([*files, *path.glob("scores*.csv")]):
+    for file in sorted([*files, *path.glob("scores*.csv"), *path.glob("keys/*.jsonl")]):
         found.update(file.relative_to(path).as_posix().encode() + b"\0" + file.read_bytes())
+    for event in read_events(path / "metrics.jsonl"):
+        if event["event"] != "checkpoint":  # where a run was stopped it has one more
+            found.update(repr([(name, value) for name, value in event.items() if name not in TIMES]).encode())
     return found.hexdigest()
 
 

@@ -21,7 +21,9 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default=False)]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything that is drawn.", min=0)]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of everything that is drawn.", min=0, max=(1 << 63) - 1)
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")]
 Set = Annotated[
     list[str] | None,
@@ -47,7 +49,9 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the three runs and their report.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option("--seed", help="Seed of data, order and memory.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of data, order and memory.", min=0, max=(1 << 63) - 1)
+    ] = 0,
     override: Set = None,
     # Hidden, for the demo always goes on by itself; but a run that was stopped says to add it.
     resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
@@ -126,7 +130,7 @@ def erase(
     """Make a finished run forget rows: byte for byte the run on files without them."""
     from perdure.recipes.erase import erase_rows
 
-    erase_rows(run, key or [], match or [], retrain, resume, _again())
+    erase_rows(run, key or [], match or [], retrain, resume)
 
 
 @app.command()

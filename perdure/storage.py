@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -104,6 +105,12 @@ def _put_back(old: Path, path: Path) -> None:
     """Undo a replacement that stopped between its two renames."""
     if old.exists() and not path.exists():
         old.rename(path)
+
+
+def file_hash(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

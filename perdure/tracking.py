@@ -75,7 +75,7 @@ def find_mark(path: Path, name: str) -> tuple[int, Mapping[str, Any]] | None:
             continue
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if event.get("event") == "checkpoint" and event.get("name") == name:
             found = end, event
@@ -90,6 +90,6 @@ def read_events(path: Path) -> list[Mapping[str, Any]]:
     for line in path.read_bytes().split(b"\n"):
         try:
             events.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return [event for event in events if isinstance(event, dict)]

@@ -109,6 +109,12 @@ def test_erase(perdure: Callable[..., Any], finished_run: Path, recipe: Path, tm
     assert (done.code, done.err) == (0, "")
     assert "training threes again, from stage-001-step-00000004" in done.out
     assert f"record: {run / 'erasures.jsonl'}" in done.out
+    first = make_plan(RunFolder(run).settings(), RunFolder(run).recipe_folder).stages[0].train[0]
+    assert perdure("erase", run, "--key", first.key).code == 0
+    assert results(run)["command"] == results(finished_run)["command"]
+    texts = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "printed.txt"}
+    for key in (row.key, first.key):
+        assert [path for path, text in texts.items() if key.encode() in text] == []
     assert results(run)["data"]["threes"]["train"] == results(finished_run)["data"]["threes"]["train"] - 1
     assert "finished; nothing to do" in perdure("run", recipe, "--out", run, "--resume").out
 
@@ -118,6 +124,19 @@ def test_erase(perdure: Callable[..., Any], finished_run: Path, recipe: Path, tm
         pending = perdure(*command)
         assert (pending.code, f"finish it first: perdure erase {run} --resume" in pending.err) == (2, True)
     assert perdure("erase", run, "--resume").code == 0
+
+
+def test_a_torn_final_checkpoint_is_made_again(
+    perdure: Callable[..., Any], finished_run: Path, recipe: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = (run / "checkpoints" / "final" / "state.safetensors").read_bytes()
+    (run / "checkpoints" / "final" / "state.safetensors").write_bytes(b"torn")
+    refused = perdure("verify", run)
+    assert (refused.code, "its final checkpoint cannot be read" in refused.err) == (2, True)
+    assert perdure("run", recipe, "--out", run, "--resume").code == 0
+    assert (run / "checkpoints" / "final" / "state.safetensors").read_bytes() == before
+    assert perdure("verify", run).code == 0
 
 
 def test_audit_and_verify(perdure: Callable[..., Any], finished_run: Path, tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ class ReservoirBuffer:
     Args:
         capacity: items kept at most, at least 1.
         seed: of the priorities and of `sample`.
+
+    Attributes:
+        draws: how many times `sample` was called; the next draw follows from it.
     """
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
@@ -39,7 +42,7 @@ class ReservoirBuffer:
         self._ordered: list[Any] | None = None
         self._threshold = SPAN
         self._offers = 0
-        self._draws = 0
+        self.draws = 0
 
     @property
     def seen(self) -> int:
@@ -78,8 +81,8 @@ class ReservoirBuffer:
         A draw follows from the seed, the number of draws so far and what is held, and from nothing else.
         """
         held = self._in_order()
-        draw = Random(priority(self.seed, "sample", self._draws, key=""))
-        self._draws += 1
+        draw = Random(priority(self.seed, "sample", self.draws, key=""))
+        self.draws += 1
         return draw.sample(held, min(k, len(held)))
 
     def erase(self, keys: Iterable[str]) -> int:
@@ -136,7 +139,7 @@ class ReservoirBuffer:
             "seed": self.seed,
             "threshold": str(self._threshold),
             "offers": self._offers,
-            "draws": self._draws,
+            "draws": self.draws,
             "items": pack(held),
         }
 
@@ -149,7 +152,7 @@ class ReservoirBuffer:
             heappush(self._heap, (-self._rank(name), name))
         self._threshold = int(state["threshold"])
         self._offers = int(state["offers"])
-        self._draws = int(state["draws"])
+        self.draws = int(state["draws"])
 
 
 def _name(item: Any) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.errors import ModelError
+from perdure.storage import file_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,6 +105,15 @@ def load(name: str, attention: str | None = None) -> LanguageModel:
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model {name!r}: its tokenizer has no end-of-sequence token, which answers must end with")
     return LanguageModel(name, source, model, tokenizer, max_positions(model))
+
+
+def identify(language: LanguageModel) -> dict[str, str]:
+    """What the base model is, whatever its folder is called: SHA-256 of its files, or the hub commit."""
+    path = Path(language.source)
+    if not path.is_dir():
+        return {"hub commit": str(getattr(language.model.config, "_commit_hash", None))}
+    named = [file for pattern in ("*.safetensors", "config.json", "tokenizer*") for file in path.glob(pattern)]
+    return {file.name: file_hash(file) for file in sorted(named)}
 
 
 def max_positions(model: Any) -> int:

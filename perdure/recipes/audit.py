@@ -32,6 +32,8 @@ def audit_run(path: Path, keys: Sequence[str]) -> None:
     for command in recorded.get("commands", ()):
         say(f"command     {command}")
     say(f"model       {settings.model} ({settings.tuning}), strategy {settings.strategy}, seed {settings.seed}")
+    for change in recorded.get("changes", ()):
+        say(f"changed     after step {change['step']}: {change['setting']}")
     say("versions    " + ", ".join(f"{name} {number}" for name, number in recorded.get("versions", {}).items()))
     say("machine     " + ", ".join(f"{name} {value}" for name, value in recorded.get("machine", {}).items()))
     for task in (recorded.get("data") or {}).get("tasks", ()):
@@ -66,6 +68,9 @@ def verify_run(path: Path) -> None:
 
     folder = RunFolder(path)
     settings, base = folder.settings(), folder.recipe_folder
+    changes = [
+        f"{change['setting']} after step {change['step']}" for change in folder.recorded().get("changes", ())
+    ]
     quieten()
     display = Terminal()
     start, differ = verify(
@@ -82,6 +87,10 @@ def verify_run(path: Path) -> None:
         raise RunFailure(
             f"{path}: trained again from {start}, these files came out otherwise:\n  "
             + "\n  ".join(lines)
-            + "\nAnother processor, number of threads or version of a library does that; see `perdure audit`."
+            + (
+                "\nThe run went on with changed settings, which ends bit-exactness: " + "; ".join(changes)
+                if changes
+                else "\nAnother processor, number of threads or version of a library does that: `perdure audit`."
+            )
         )
     display.say(f"{path}: trained again from {start}; final state, model and scores are the same bytes")

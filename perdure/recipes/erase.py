@@ -13,12 +13,10 @@ from perdure.training.display import Terminal
 from perdure.training.folder import RunFolder
 
 
-def erase_rows(
-    path: Path, keys: Sequence[str], matches: Sequence[str], retrain: bool, resume: bool, again: str
-) -> None:
+def erase_rows(path: Path, keys: Sequence[str], matches: Sequence[str], retrain: bool, resume: bool) -> None:
     """Erase rows from a run, and print what became of it."""
     from perdure.training.erase import erase
-    from perdure.training.plan import make_plan
+    from perdure.training.plan import every_row, make_plan
     from perdure.training.run import Run
 
     folder = RunFolder(path)
@@ -36,13 +34,12 @@ def erase_rows(
         raise RunError(f"{path}: an erasure was stopped here; finish it first: perdure erase {path} --resume")
     quieten()
     display = Terminal()
+    commands = folder.recorded().get("commands", [])
     base = folder.recipe_folder
     with folder.locked():
         wanted = {fingerprint(key) for key in keys}
         if pairs:
-            plan = make_plan(settings, base)
-            rows = [row for task in plan.stages for row in (*task.train, *task.evaluation)]
-            rows += [row for task in plan.stream.evaluations for row in task.evaluation]
+            rows = every_row(make_plan(settings, base), settings.erased)
             for field, value in pairs:
                 found = {row.key for row in rows if str(row.fields.get(field)) == value}
                 if not found:
@@ -52,7 +49,8 @@ def erase_rows(
             folder,
             wanted,
             lambda settings: make_plan(settings, base),
-            lambda plan: Run(plan, folder, display, again),
+            # The command that erases names the keys, which are not to be found here again.
+            lambda plan: Run(plan, folder, display, f"perdure erase {path}", commands),
             retrain,
             display.say,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.config import apply_overrides, read_yaml, validate
-from perdure.errors import ConfigError, DataError, RunError
+from perdure.errors import ConfigError, DataError, RunError, StorageError
 from perdure.recipes.find import read_recipe
 from perdure.recipes.show import print_results, write_pages
 from perdure.storage import write_json
@@ -102,7 +102,7 @@ def _check_folder(folder: RunFolder) -> None:
 
 
 def _finished(folder: RunFolder) -> bool:
-    return folder.results.is_file() and folder.finished and not folder.erasing
+    return folder.results.is_file() and folder.finished and folder.readable and not folder.erasing
 
 
 def extend_run(
@@ -196,8 +196,12 @@ def evaluate_run(path: Path, data: Path | None) -> None:
         table.add_row(name, str(len(rows[name])), *cells)
     display.console.print(table)
     target = folder.path / "evaluation.json"
-    write_json(target, {"format": 1, "data": str(data) if data else None, "scores": found})
-    display.say(f"written: {target}")
+    try:
+        write_json(target, {"format": 1, "data": str(data) if data else None, "scores": found})
+    except StorageError as error:
+        display.say(f"warning: {error}")
+    else:
+        display.say(f"written: {target}")
 
 
 def generate_text(path: Path, prompt: str, max_new_tokens: int) -> None:

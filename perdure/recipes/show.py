@@ -28,7 +28,7 @@ def read_results(path: Path) -> dict[str, Any]:
         results = dict(json.loads(file.read_text(encoding="utf-8")))
     except OSError as error:
         raise RunError(f"{path}: no results.json here; is the run finished?") from error
-    except ValueError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RunError(f"{file}: not valid JSON: {error}") from error
     if results.get("format", FORMAT) > FORMAT:
         raise NewerFormatError(

@@ -197,7 +197,7 @@ def _read_results(path: Path) -> dict[str, Any]:
         return {}
     try:
         results = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read as JSON ({error}); it can be rebuilt by resuming the run") from error
     if not isinstance(results, dict):
         raise RunError(f"{path} must hold a JSON object, got {type(results).__name__}")
@@ -215,7 +215,7 @@ def _read_events(path: Path) -> tuple[list[dict[str, Any]], int]:
         for line in path.read_text("utf-8", "replace").split("\n"):
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 event = None
             if isinstance(event, dict) and isinstance(event.get("step", 0), int):
                 events.append(event)

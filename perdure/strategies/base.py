@@ -41,6 +41,13 @@ class Strategy:
         """Once an optimizer step, before collation: the step's rows, perhaps with others added."""
         return examples
 
+    def bookmark(self) -> Any:
+        """What `mix` changes in the strategy itself, to be given to `turn_back`; it is asked for at every step."""
+        return None
+
+    def turn_back(self, bookmark: Any) -> None:
+        """Undo a `mix` whose step was not taken."""
+
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """The model's forward pass, in training and in evaluation."""
         return objectives.forward(model, batch)

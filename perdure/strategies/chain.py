@@ -66,6 +66,17 @@ class Chain(Strategy):
             examples = strategy.mix(own, examples)
         return examples
 
+    def bookmark(self) -> tuple[list[Any], list[Tensor]]:
+        """Every member's, and the generators."""
+        return [s.bookmark() for s in self.strategies], [rng.get_state() for rng in self._rngs]
+
+    def turn_back(self, bookmark: tuple[list[Any], list[Tensor]]) -> None:
+        """Every member's, and the generators."""
+        for strategy, own in zip(self.strategies, bookmark[0], strict=True):
+            strategy.turn_back(own)
+        for rng, state in zip(self._rngs, bookmark[1], strict=True):
+            rng.set_state(state)
+
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """The owner's."""
         return self._forward.forward(model, batch)

@@ -65,6 +65,16 @@ class Replay(Strategy):
             wanted -= len(drawn)
         return [*examples, *replayed]
 
+    def bookmark(self) -> tuple[int, int, int]:
+        """The row counts and the number of draws."""
+        return self._new_rows, self._owed, self.buffer.draws if self.buffer is not None else 0
+
+    def turn_back(self, bookmark: tuple[int, int, int]) -> None:
+        """Count as before."""
+        self._new_rows, self._owed, draws = bookmark
+        if self.buffer is not None:
+            self.buffer.draws = draws
+
     def after_task(self, ctx: Context) -> None:
         """Offer the task's rows to the memory."""
         assert self.buffer is not None

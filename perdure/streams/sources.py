@@ -9,11 +9,11 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from perdure.errors import DataError
+from perdure.storage import file_hash
 
 TEXT_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
 SUFFIXES = (*TEXT_SUFFIXES, ".parquet")
@@ -106,15 +106,6 @@ def read_rows(
 def is_hub_name(name: str) -> bool:
     """Whether a name can only be meant for the hub: `owner/name[:config]`, and not spelt like a file."""
     return HUB_NAME.fullmatch(name) is not None and not name.endswith((*SUFFIXES, ".json", ".txt", ".gz"))
-
-
-def file_hash(path: str | Path) -> str:
-    """The sha256 of a file's bytes."""
-    digest = sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_file(path: Path, limits: Limits) -> Rows:

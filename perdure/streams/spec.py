@@ -52,7 +52,7 @@ def _template_kind(value: Any) -> str:
 class TaskSpec(_Settings):
     """One task from data."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, pattern=r"^[^\x00]*$")
     train: str = Field(min_length=1, description="data file, datasets folder, or hub name owner/name[:config]")
     evaluation: str | None = Field(None, description="the same; without it rows are held out of `train`")
     holdout: float | int | None = Field(None, ge=0, description="share or number of rows held out by key hash")
@@ -164,12 +164,33 @@ def build(
     Raises:
         DataError: a source is missing, malformed, or leaves a task without training rows.
     """
+    return _assemble(_drafts(spec, data_dir, seed, encoder, base, erased), (), seed, probe)
+
+
+def _drafts(
+    spec: StreamSpec,
+    data_dir: str | Path | None,
+    seed: int,
+    encoder: Encoder,
+    base: str | Path | None,
+    erased: Set[str],
+) -> list[_Draft]:
     if spec.arena is not None:
-        drafts = _arena(spec.arena, seed, encoder, erased)
-    else:
-        places = [Path(place) for place in (data_dir, base) if place is not None]
-        drafts = [_Draft.load(task, places, seed, encoder, erased) for task in spec.tasks or ()]
-    return _assemble(drafts, (), seed, probe)
+        return _arena(spec.arena, seed, encoder, erased)
+    places = [Path(place) for place in (data_dir, base) if place is not None]
+    return [_Draft.load(task, places, seed, encoder, erased) for task in spec.tasks or ()]
+
+
+def rows_of(
+    spec: StreamSpec,
+    data_dir: str | Path | None,
+    seed: int,
+    encoder: Encoder,
+    base: str | Path | None = None,
+    erased: Set[str] = frozenset(),
+) -> list[Example]:
+    """All rows that the sources of a stream hold, before caps and before any are left out; as in `build`."""
+    return [row for draft in _drafts(spec, data_dir, seed, encoder, base, erased) for row in draft.rows]
 
 
 def build_task(
@@ -208,6 +229,10 @@ class _Draft:
         self.train_rows, self.evaluation_rows = caps
         self.encoders = {"train": encoder.limited(encoder.answer_limit)}
         self.encoders["evaluation"] = encoder.limited(encoder.answer_limit)
+
+    @property
+    def rows(self) -> list[Example]:
+        return [*self.train, *self.evaluation]
 
     @classmethod
     def load(cls, spec: TaskSpec, places: Sequence[Path], seed: int, encoder: Encoder, erased: Set[str]) -> _Draft:

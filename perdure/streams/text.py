@@ -124,6 +124,10 @@ def key_of(row: Row, column: str | None = None) -> str:
     """A row's stable name: the column's value (default: `id`), else a hash of its content."""
     value = row.values.get(column or "id")
     if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value) and _plain(value):
+        if "\0" in str(value):
+            raise DataError(
+                f"{row.place}: column {column or 'id'!r} names the row and holds a NUL character. Remove it."
+            )
         return str(value)
     if column is not None:
         _value(row, column)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perdure.errors import RunError
+from perdure.storage import file_hash
 from perdure.training import checkpoint
-from perdure.training.checkpoint import PLAIN, TENSORS, sha256
+from perdure.training.checkpoint import PLAIN, TENSORS
 from perdure.training.erase import go_on, hashes, task_ends
-from perdure.training.folder import RunFolder
+from perdure.training.folder import FINAL, RunFolder
 from perdure.training.plan import Plan
 from perdure.training.run import Run
 from perdure.training.settings import RunSettings
@@ -51,7 +52,7 @@ def chain(folder: RunFolder) -> list[Link]:
         except (RunError, KeyError, TypeError) as error:
             step, fault = None, str(error)
         files = [path / PLAIN, path / TENSORS]
-        links.append(Link(path.name, step, tuple(sha256(file) for file in files if file.is_file()), fault))
+        links.append(Link(path.name, step, tuple(file_hash(file) for file in files if file.is_file()), fault))
     return links
 
 
@@ -62,7 +63,7 @@ def seen(folder: RunFolder, keys: frozenset[str] = frozenset()) -> Iterator[Seen
             try:
                 task, key, *counts = json.loads(line)
                 row = Seen(path.stem, task, key, *map(int, counts))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise RunError(f"{path}:{number}: not as it was written; it cannot be trusted") from error
             if not keys or key in keys:
                 yield row
@@ -86,17 +87,24 @@ def verify(
         raise RunError(f"{folder.path} is not finished; go on with it first, with --resume")
     ends = task_ends(folder)
     last = max(ends, default=0)
-    if not last:
-        raise RunError(f"{folder.path}: its final checkpoint cannot be read; see `perdure audit`")
+    if not last or ends[last].name != FINAL:
+        raise RunError(
+            f"{folder.path}: its final checkpoint cannot be read; `perdure audit` says what is wrong with it, and "
+            "`perdure run … --resume` trains again from the one before"
+        )
     start = max((number for number in ends if number < last), default=0)
     with tempfile.TemporaryDirectory(prefix="perdure-verify-") as aside:
         copy = RunFolder(Path(aside) / folder.path.resolve().name)
         copy.checkpoints.mkdir(parents=True)
         for path in (folder.config, folder.metrics):
-            shutil.copy2(path, copy.path)
+            shutil.copyfile(path, copy.path / path.name)
         for number in range(1, start + 1):
             if number in ends:
-                shutil.copytree(ends[number], copy.checkpoints / ends[number].name)
+                # Contents without permissions: the run may be read-only.
+                target = copy.checkpoints / ends[number].name
+                target.mkdir()
+                for file in (PLAIN, TENSORS):
+                    shutil.copyfile(ends[number] / file, target / file)
         go_on(copy, settings, plan_for, lambda plan: run_for(plan, copy))
         there, here = hashes(folder), hashes(copy)
     differ = {

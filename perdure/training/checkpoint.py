@@ -12,10 +12,11 @@ from torch import Tensor
 
 from perdure.config import FORMAT
 from perdure.errors import NewerFormatError, RunError, StorageError
-from perdure.storage import folder, storage_error
+from perdure.storage import file_hash, folder, storage_error
 
 TENSORS, PLAIN = "state.safetensors", "state.json"
 MARK = "__tensor__"
+PAIRS = "__pairs__"  # stands for a mapping that has one of these two among its keys
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -34,7 +35,12 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             save_file(tensors, aside / TENSORS)
         except (SafetensorError, RuntimeError) as error:
             raise storage_error(path, error) from error
-        record = {"format": FORMAT, "sha256": sha256(aside / TENSORS), "state_sha256": _hash(tree), "state": tree}
+        record = {
+            "format": FORMAT,
+            "sha256": file_hash(aside / TENSORS),
+            "state_sha256": _hash(tree),
+            "state": tree,
+        }
         (aside / PLAIN).write_text(json.dumps(record, allow_nan=True), encoding="utf-8")
 
 
@@ -53,22 +59,16 @@ def load(path: Path) -> dict[str, Any]:
             raise NewerFormatError(
                 f"{path}: format {record['format']} is newer than this perdure reads ({FORMAT}); upgrade perdure"
             )
-        if record["sha256"] != sha256(path / TENSORS):
+        if record["sha256"] != file_hash(path / TENSORS):
             raise RunError(f"{path}: {TENSORS} does not have the checksum that was written with it")
         if record["state_sha256"] != _hash(record["state"]):
             raise RunError(f"{path}: {PLAIN} does not have the checksum that was written with it")
         tensors = load_file(path / TENSORS)
         return _rebuild(record["state"], tensors)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         if isinstance(error, StorageError):
             raise
         raise RunError(f"{path}: not a readable checkpoint: {error}") from error
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash(tree: Any) -> str:
@@ -87,7 +87,8 @@ def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise TypeError(f"state at {path or 'the top'}: keys must be strings to be saved")
-        return {key: _flatten(inner, f"{path}/{key}" if path else key, tensors) for key, inner in value.items()}
+        flat = {key: _flatten(inner, f"{path}/{key}" if path else key, tensors) for key, inner in value.items()}
+        return {PAIRS: [list(pair) for pair in flat.items()]} if flat.keys() & {MARK, PAIRS} else flat
     if isinstance(value, list | tuple):
         return [_flatten(inner, f"{path}/{i}", tensors) for i, inner in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
@@ -99,6 +100,8 @@ def _rebuild(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if set(value) == {MARK}:
             return tensors[value[MARK]]
+        if set(value) == {PAIRS}:
+            return {key: _rebuild(inner, tensors) for key, inner in value[PAIRS]}
         return {key: _rebuild(inner, tensors) for key, inner in value.items()}
     if isinstance(value, list):
         return [_rebuild(inner, tensors) for inner in value]

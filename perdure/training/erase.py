@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from perdure.errors import RunError
 from perdure.evaluation.matrix import ScoreMatrix
-from perdure.storage import guarded, plain, write_text
+from perdure.order import fingerprint
+from perdure.storage import file_hash, guarded, plain, write_text
 from perdure.strategies.build import describe
 from perdure.tracking import read_events
 from perdure.training import checkpoint
-from perdure.training.checkpoint import sha256
-from perdure.training.folder import FINAL, RunFolder, keys_name
-from perdure.training.plan import PROBE, Plan
+from perdure.training.folder import FINAL, RunFolder, keys_name, remove
+from perdure.training.plan import PROBE, Plan, every_row
 from perdure.training.run import Run
 from perdure.training.settings import RunSettings
 
@@ -49,10 +50,9 @@ def find_way(plan: Plan, folder: RunFolder, retrain: bool) -> Way | None:
             for starting over.
     """
     kept = task_ends(folder)
-    newest = kept[max(kept)] if kept else None
-    if newest is None:
+    if not kept:
         raise RunError(f"{folder.path}: no checkpoint here that can be read; run it again from the start")
-    state = checkpoint.load(newest)
+    state = folder.load(kept[max(kept)])
     names = [task.name for task in plan.stages]
     there, here = state["identity"]["stages"], plan.identity["stages"]
     first = next((i for i, name in enumerate(names) if there.get(name) != here[name]), len(names))
@@ -93,26 +93,33 @@ def erase(
         say: tells a person what is going on.
 
     Returns:
-        What was done; None where no row of the run is affected.
+        What was done; None where no source of the run has such a row.
     """
     began = time.time()
     pending = folder.erasing
     settings = RunSettings.model_validate(pending["settings"]) if pending else folder.settings()
     new = sorted(set(keys) - set(settings.erased))
+    erased = settings.erased
     settings = settings.model_copy(update={"erased": tuple(sorted({*settings.erased, *new}))})
     plan = plan_for(settings)
-    way = find_way(plan, folder, retrain)
-    if way is None and pending is None:
+    # A row that a cap or its length left out is in no stage, yet must not come in when a place is free.
+    if pending is None and {fingerprint(row.key) for row in every_row(plan, erased)}.isdisjoint(new):
         return None
+    # With no task's end left, an erasure has removed them all and was stopped before the first one that is new.
+    rewound = pending is not None and not task_ends(folder)
+    way = None if rewound else find_way(plan, folder, retrain)
     before = pending["before"] if pending else hashes(folder)
     new = sorted({*new, *(pending["keys"] if pending else ())})
     begun = {"event": "begun", "keys": new, "before": before, "time": round(began, 3)}
     write_log(folder, {**begun, "settings": settings.model_dump(mode="json")})
     # From here on every plan of this folder does without the rows, whatever stops us.
     folder.write_settings(settings, folder.recorded())
+    folder.sweep(unreadable=True)
+    with guarded(folder.path):
+        remove(folder.path / "evaluation.json")  # scores of the model that was
     if way is not None:
         say(_words(way))
-        _rewind(plan, folder, way)
+        _rewind(folder, way)
         if way.checkpoint is not None:
             _rescore(plan, folder, way, run_for)
     go_on(folder, settings, plan_for, run_for)
@@ -128,7 +135,7 @@ def erase(
             "seconds": round(time.time() - began, 3),
         },
     )
-    return way
+    return way or Way(len(plan.stages), None, (), ())
 
 
 def go_on(
@@ -139,8 +146,9 @@ def go_on(
 ) -> None:
     """Train from the newest checkpoint between two stages to the end, as it happened: extensions one by one."""
     base = len(settings.stream.tasks or settings.stream.arena.kinds)  # type: ignore[union-attr]
-    done = max(task_ends(folder), default=0)
-    for count in range(max(0, done - base), len(settings.extensions) + 1):
+    state, _ = folder.newest()
+    begun = state["begun"] if state else 0
+    for count in range(max(0, begun - base), len(settings.extensions) + 1):
         run_for(plan_for(settings.model_copy(update={"extensions": settings.extensions[:count]}))).execute()
 
 
@@ -155,7 +163,7 @@ def task_ends(folder: RunFolder) -> dict[int, Path]:
     found = {}
     for path in folder.saved():
         try:
-            state = checkpoint.load(path)
+            state = folder.load(path)
         except RunError:
             continue
         if "built" in state and state["position"] is None and not state["trained"]:
@@ -163,7 +171,7 @@ def task_ends(folder: RunFolder) -> dict[int, Path]:
     return found
 
 
-def _rewind(plan: Plan, folder: RunFolder, way: Way) -> None:
+def _rewind(folder: RunFolder, way: Way) -> None:
     """Remove what was made of the rows: later checkpoints and what was exported from them."""
     if way.checkpoint is not None and way.checkpoint.name == FINAL:
         state = checkpoint.load(way.checkpoint)
@@ -173,13 +181,13 @@ def _rewind(plan: Plan, folder: RunFolder, way: Way) -> None:
     with guarded(folder.path):
         for path in folder.saved():
             if path not in keep:
-                shutil.rmtree(path)
+                remove(path)
         for path in folder.keys.glob("stage-*.jsonl"):
             if path.name > keys_name(way.boundary):
                 path.unlink()
         for path in (folder.model, folder.adapter):
-            if path.exists() and way.retrained:
-                shutil.rmtree(path)
+            if way.retrained:
+                remove(path)
 
 
 def _rescore(plan: Plan, folder: RunFolder, way: Way, run_for: Callable[[Plan], Run]) -> None:
@@ -199,7 +207,9 @@ def _rescore(plan: Plan, folder: RunFolder, way: Way, run_for: Callable[[Plan], 
         matrices = {metric: ScoreMatrix.from_dict(saved) for metric, saved in state["matrices"].items()}
         for row, scores in found.items():
             if row <= number:
-                _correct(matrices, state["probe"], row if plan.mode == "sequential" else min(row, 1), scores)
+                cell_row = row if plan.mode == "sequential" else min(row, 1)
+                _correct(matrices, state["probe"], cell_row, way.rescored, scores)
+        matrices = {metric: matrix for metric, matrix in matrices.items() if not np.isnan(matrix.values).all()}
         state["matrices"] = {metric: matrix.to_dict() for metric, matrix in matrices.items()}
         known = [task.name for task in plan.stages][: max(number, len(plan.stages) - len(plan.settings.extensions))]
         state["identity"] = {**plan.identity, "stages": {n: plan.identity["stages"][n] for n in known}}
@@ -211,16 +221,19 @@ def _correct(
     matrices: Mapping[str, ScoreMatrix],
     probe: Mapping[str, list[float | None]],
     row: int,
+    names: Sequence[str],
     scores: Mapping[str, Mapping[str, float]],
 ) -> None:
-    for name, values in scores.items():
-        for metric, value in values.items():
-            if name == PROBE:
+    for name in names:
+        values = scores.get(name, {})
+        if name == PROBE:
+            for metric, value in values.items():
                 probe[metric][row] = value
-            elif metric in matrices and name in matrices[metric].tasks:
-                matrix = matrices[metric]
-                if not math.isnan(matrix.values[row, matrix.tasks.index(name)]):  # it was there at that time
-                    matrix.record(row, name, value)
+            continue
+        for metric, matrix in matrices.items():
+            # What was not measured at that time is not now; what has no row left to measure has no score.
+            if name in matrix.tasks and not math.isnan(matrix.values[row, matrix.tasks.index(name)]):
+                matrix.record(row, name, values.get(metric, math.nan))
 
 
 def _correct_log(path: Path, found: Mapping[int, Mapping[str, Mapping[str, float]]], mode: str) -> None:
@@ -243,7 +256,7 @@ def hashes(folder: RunFolder) -> dict[str, str]:
     places: Sequence[Path] = (folder.checkpoints / FINAL, folder.model, folder.adapter)
     files = [path for place in places if place.is_dir() for path in sorted(place.rglob("*")) if path.is_file()]
     files += sorted(folder.path.glob("scores*.csv"))
-    return {path.relative_to(folder.path).as_posix(): sha256(path) for path in files}
+    return {path.relative_to(folder.path).as_posix(): file_hash(path) for path in files}
 
 
 def _words(way: Way) -> str:

@@ -27,6 +27,7 @@ except ImportError:  # pragma: no cover - Windows has no flock
 RECORDED = "recorded"
 LOCK = ".lock"
 FINAL = "final"
+REQUIRED = {"begun", "identity", "learner", "matrices", "position", "stage", "trained"}  # of a run's checkpoint
 
 
 class RunFolder:
@@ -57,6 +58,17 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run here came to its end, and no extension is under way."""
         return (self.checkpoints / FINAL).is_dir()
+
+    @property
+    def readable(self) -> bool:
+        """Whether its final checkpoint is as it was written."""
+        try:
+            self.load(self.checkpoints / FINAL)
+        except NewerFormatError:
+            raise
+        except RunError:
+            return False
+        return True
 
     @property
     def erasing(self) -> Mapping[str, Any] | None:
@@ -140,12 +152,25 @@ class RunFolder:
         warnings: list[str] = []
         for path in reversed(self.saved()):
             try:
-                return checkpoint.load(path), warnings
+                return self.load(path), warnings
             except NewerFormatError:
                 raise
             except RunError as error:
                 warnings.append(f"{error}; going back to the one before it")
         return None, warnings
+
+    @staticmethod
+    def load(path: Path) -> dict[str, Any]:
+        """What a run saved there.
+
+        Raises:
+            RunError: it cannot be read, or is not a run's.
+        """
+        state = checkpoint.load(path)
+        missing = sorted(REQUIRED - state.keys())
+        if missing:
+            raise RunError(f"{path}: not a checkpoint of a run: it has no {missing[0]!r}")
+        return state
 
     def save(self, name: str, state: dict[str, Any]) -> Path:
         """Write a checkpoint of that name."""
@@ -155,12 +180,12 @@ class RunFolder:
         checkpoint.save(path, state)
         return path
 
-    def close(self) -> None:
-        """Call the newest checkpoint "final"."""
-        newest = self.saved()[-1]
-        if newest.name != FINAL:
-            with guarded(newest):
-                newest.rename(self.checkpoints / FINAL)
+    def close(self, step: int, stage: int) -> None:
+        """Call the checkpoint of the last stage "final"."""
+        last = self.checkpoints / stage_name(step, stage)
+        if last.exists():
+            with guarded(last):
+                last.rename(self.checkpoints / FINAL)
 
     def reopen(self, step: int, stage: int) -> None:
         """Give the final checkpoint its name by step back, since the run goes on from it."""
@@ -177,11 +202,36 @@ class RunFolder:
                 shutil.rmtree(aside, ignore_errors=True)
                 final.rename(aside)
 
+    def sweep(self, unreadable: bool = False) -> None:
+        """Remove what a killed process left half written; a replacement stopped between its renames is undone.
+
+        Args:
+            unreadable: also what was put aside because it could not be read.
+        """
+        endings = (".partial", ".old", ".unreadable") if unreadable else (".partial", ".old")
+        with guarded(self.path):
+            for place in (self.path, self.checkpoints, self.keys):
+                for path in place.iterdir() if place.is_dir() else ():
+                    if path.name.startswith(".") and path.name.endswith(endings):
+                        original = place / path.name[1:].removesuffix(".old")
+                        if path.name.endswith(".old") and not original.exists():
+                            path.rename(original)
+                        else:
+                            remove(path)
+
     def drop_steps(self, keep: int) -> None:
         """Remove the mid-task checkpoints but the newest `keep`; those of a task's end stay."""
         steps = [path for path in self.saved() if path.name.startswith("step-")]
-        for path in steps[: len(steps) - keep]:
+        for path in steps[: max(0, len(steps) - keep)]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with what is in it, or a link but not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def keys_name(stage: int) -> str:

@@ -98,6 +98,7 @@ class Learner:
         self.total_steps: int | None = None
         self.ctx: Context | None = None
         self._logged: dict[str, float] = {}
+        self._buffers: list[Tensor] = []  # those that training changes, such as running means
 
     def begin_task(self, task: Task, index: int, total_steps: int | None = None, resuming: bool = False) -> None:
         """Let the strategy prepare, then build the optimizer over what is trainable now.
@@ -110,6 +111,8 @@ class Learner:
         """
         self.ctx = self._context(task, index)
         self.strategy.prepare(self.ctx)
+        persistent = self.model.state_dict()
+        self._buffers = [buffer for name, buffer in self.model.named_buffers() if name in persistent]
         parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         if not parameters:
             raise ConfigError(f"task {task.name!r}: no parameter of the model is trainable (requires_grad)")
@@ -138,12 +141,13 @@ class Learner:
         cutting the step into micro-batches changes nothing.
 
         Raises:
-            NonFiniteError: loss or gradient is nan or infinite; the weights are as before. With `skip_bad_batches`
-                the step only counts, and the result says what was skipped.
+            NonFiniteError: loss or gradient is nan or infinite; everything is as before the step. With
+                `skip_bad_batches` weights and buffers are, the step counts, and the result says what was skipped.
         """
         ctx, optimizer = self._ready()
         strategy, settings, model = self.strategy, self.settings, self.model
         self._logged = {}
+        before = self._bookmark()
         model.train()
         rows = strategy.mix(ctx, list(examples))
         batches = self._micro_batches(rows)
@@ -175,6 +179,7 @@ class Learner:
         skipped = None
         if not (math.isfinite(result) and math.isfinite(float(norm))):
             optimizer.zero_grad()
+            self._turn_back(before, not settings.skip_bad_batches)
             what = _diagnose(self.steps + 1, ctx.task.name, rows, result, float(norm))
             if not settings.skip_bad_batches:
                 raise NonFiniteError(f"{what} {CURE}")
@@ -208,6 +213,27 @@ class Learner:
             skipped=skipped,
             logged=self._logged,
         )
+
+    def _bookmark(self) -> dict[str, Any]:
+        """What a step changes before its update."""
+        return {
+            "strategy": self.strategy.bookmark(),
+            "rng": self.rng.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": _cuda_state(),
+            "buffers": [buffer.clone() for buffer in self._buffers],
+        }
+
+    def _turn_back(self, before: Mapping[str, Any], draws: bool) -> None:
+        """Undo a step that was not taken: the model's buffers, and its draws if they are to be drawn again."""
+        for buffer, value in zip(self._buffers, before["buffers"], strict=True):
+            buffer.copy_(value)
+        if draws:
+            self.strategy.turn_back(before["strategy"])
+            self.rng.set_state(before["rng"])
+            torch.set_rng_state(before["torch"])
+            if before["cuda"]:
+                torch.cuda.set_rng_state_all(before["cuda"]["cuda"])
 
     def end_phase(self, phase: Phase) -> None:
         """Tell the strategy that a phase is over."""

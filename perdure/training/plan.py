@@ -50,6 +50,7 @@ class Plan:
         strategy: how not to forget.
         probe: rows of the general probe, not part of any task.
         data: counts and hashes of the data, by task.
+        base: hashes of the base model's files, or the hub commit they are from.
         folder: where relative data paths were looked up (the recipe's own folder).
     """
 
@@ -63,6 +64,7 @@ class Plan:
     strategy: Strategy
     probe: tuple[Example, ...]
     data: Mapping[str, Any]
+    base: Mapping[str, str]
     folder: Path | None = None
 
     @property
@@ -71,6 +73,7 @@ class Plan:
         return {
             "settings": fixed_settings(self.settings),
             "stages": {task.name: _hash(task.train) for task in self.stages},
+            "base": dict(self.base),
         }
 
     @property
@@ -78,10 +81,21 @@ class Plan:
         """A hash of the rows that each task is scored on, and of the probe's."""
         return {task.name: _hash(task.evaluation) for task in self.stream.evaluations} | {PROBE: _hash(self.probe)}
 
-    def differences(self, saved: Mapping[str, Any]) -> list[str]:
-        """How a saved identity differs from this plan's, in words; stages that came later do not count."""
-        own = self.identity
+    def differences(self, state: Mapping[str, Any]) -> list[str]:
+        """How what a checkpoint was saved under differs from this plan, in words; later tasks do not count."""
+        saved, own = state["identity"], self.identity
         found = changed_settings(_completed(saved["settings"]), own["settings"])
+        for name, there in saved.get("base", {}).items():
+            if self.base.get(name) != there:
+                found.append(
+                    f"model {self.language.name}: its {name} "
+                    + ("is another one now" if name in self.base else "is gone")
+                )
+        for name, rows in self.scored.items():
+            if state.get("scored", {}).get(name, rows) != rows:
+                found.append(
+                    ("the general probe: its" if name == PROBE else f"task {name}: its held-out") + " rows changed"
+                )
         for name, rows in saved["stages"].items():
             if own["stages"].get(name) != rows:
                 found.append(
@@ -157,7 +171,7 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
 
     logging.disable_progress_bar()
     from perdure.models.adapters import tune
-    from perdure.models.load import load
+    from perdure.models.load import identify, load
     from perdure.streams.encode import Encoder
 
     torch.manual_seed(settings.seed)
@@ -178,7 +192,21 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
     model = tune(language.model, settings.tuning, **settings.lora.model_dump())
     stages = tuple(stream.joint() if mode == "joint" else stream)
     strategy = build(name, with_capacity(settings.continual_strategy, rows))
-    return Plan(settings, language, model, encoder, stream, stages, mode, strategy, tuple(probe), facts, folder)
+    return Plan(
+        settings, language, model, encoder, stream, stages, mode, strategy, tuple(probe), facts,
+        identify(language), folder,
+    )  # fmt: skip
+
+
+def every_row(plan: Plan, erased: Sequence[str]) -> list[Example]:
+    """The rows of all sources of a plan, also those that caps, splits or lengths leave out; not those erased."""
+    settings = plan.settings
+    places = (Path(settings.data) if settings.data else None, settings.seed, plan.encoder, plan.folder)
+    gone = frozenset(erased)
+    rows = spec.rows_of(settings.stream, *places, erased=gone)
+    for task in (_probe_spec(settings), *settings.extensions):
+        rows += spec.rows_of(spec.StreamSpec(tasks=[task]), *places, erased=gone)
+    return rows
 
 
 def check_strategy(settings: RunSettings, name: str) -> None:

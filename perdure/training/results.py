@@ -23,9 +23,13 @@ def new_matrix(metric: str) -> ScoreMatrix:
 
 
 def write_scores(folder: Path, matrices: Mapping[str, ScoreMatrix], main: str) -> None:
-    """One CSV a metric: scores.csv for the main one, scores_<metric>.csv for the others."""
-    for name, matrix in matrices.items():
-        matrix.to_csv(folder / ("scores.csv" if name == main else f"scores_{name}.csv"))
+    """One CSV a metric: scores.csv for the main one, scores_<metric>.csv for the others; older ones are removed."""
+    files = {"scores.csv" if name == main else f"scores_{name}.csv": matrix for name, matrix in matrices.items()}
+    for path in folder.glob("scores*.csv"):
+        if path.name not in files:
+            path.unlink()
+    for name, matrix in files.items():
+        matrix.to_csv(folder / name)
 
 
 def write_results(

@@ -28,7 +28,7 @@ from perdure.training.results import main_metric, new_matrix, write_results, wri
 from perdure.types import TASK, Example, Task
 
 # Settings that a run may go on with changed, but not to the same last digit.
-INEXACT = {"micro_batch_size", "device", "compile", "gradient_checkpointing"}
+INEXACT = {"micro_batch_size", "evaluation_batch_size", "device", "compile", "gradient_checkpointing", "evaluation"}
 
 
 class Run:
@@ -39,9 +39,18 @@ class Run:
         folder: where to write; a run that is there already is gone on with.
         display: what a person sees.
         again: the command that goes on with this run, for messages.
+        commands: what stands for the run in its records; by default the commands before, and `again` where it
+            began the run or an extension.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, display: Display | None = None, again: str = "") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        display: Display | None = None,
+        again: str = "",
+        commands: Sequence[str] | None = None,
+    ) -> None:
         self.plan = plan
         self.folder = folder
         self.display = display or Display()
@@ -63,6 +72,8 @@ class Run:
         self.totals = {"seconds": 0.0, "rows": 0, "targets": 0, "replayed_rows": 0, "replayed_targets": 0}
         self.seen: dict[str, list[int]] = {}  # of this stage: see `_see`
         self._commands: list[str] = []
+        self._given_commands = commands
+        self._changes: list[dict[str, Any]] = []  # settings that the run went on with changed
         self._log: MetricsLog | None = None
         self._initial: dict[str, torch.Tensor] | None = None
 
@@ -121,10 +132,11 @@ class Run:
         return {name: self.measure(name, rows[name]) for name in tasks if rows.get(name)}
 
     def _check(self, state: dict[str, Any]) -> None:
-        self.folder.refuse_changed(self.plan.differences(state["identity"]))
+        self.folder.refuse_changed(self.plan.differences(state))
 
     def _execute(self, stop: StopRequest) -> dict[str, Any]:
         plan = self.plan
+        self.folder.sweep()
         state, warnings = self.folder.newest() if self.folder.exists else (None, [])
         for warning in warnings:
             self.display.say(f"warning: {warning}")
@@ -132,16 +144,19 @@ class Run:
             self._check(state)
         if warnings:
             self.folder.forget_final()
-        rounding: list[str] = []
         if state is None:
             with guarded(self.folder.path):
                 self.folder.path.mkdir(parents=True, exist_ok=True)
             self._commands = [self.again]
         else:
-            before = self.folder.settings().model_dump(mode="json", include=INEXACT)
-            rounding = changed_settings(before, plan.settings.model_dump(mode="json", include=INEXACT))
             recorded = self.folder.recorded()
             self._commands = recorded.get("commands", [])
+            before = self.folder.settings().model_dump(mode="json", include=INEXACT)
+            step = state["learner"]["steps"]
+            self._changes = recorded.get("changes", []) + [
+                {"step": step, "setting": change}
+                for change in changed_settings(before, plan.settings.model_dump(mode="json", include=INEXACT))
+            ]
             for what, now in (("versions", versions()), ("machine", machine())):
                 for change in changed_settings(recorded.get(what, now), now):
                     self.display.say(f"warning: {what}: {change}; results may differ in their last digits")
@@ -154,11 +169,17 @@ class Run:
                 if self.folder.finished:
                     self._commands.append(self.again)  # an extension begins
                 self.folder.reopen(state["learner"]["steps"], state["stage"])
+        if self._given_commands is not None:
+            self._commands = list(self._given_commands)
         self.folder.write_settings(plan.settings, self._recorded())
         self._open_log(state)
-        for change in rounding:
-            self.display.say(f"warning: {change}: bit-exactness ends here, since sums are rounded otherwise")
-            self._write("changed", step=state["learner"]["steps"] if state else 0, setting=change)
+        for event in self._changes:
+            if state is not None and event["step"] >= state["learner"]["steps"]:  # the log was cut there
+                inexact = "bit-exactness ends here, since sums are rounded otherwise"
+                scored = "the scores after it are taken otherwise"
+                what = scored if event["setting"].startswith("evaluation.") else inexact
+                self.display.say(f"warning: {event['setting']}: {what}")
+                self._write("changed", **event)
         if plan.mode == "isolated":
             self._initial = {name: value.detach().clone() for name, value in moving(plan.model).items()}
         if state:
@@ -256,7 +277,7 @@ class Run:
         # Joint and isolated runs have one row after the first: everything was trained once.
         cell_row = min(row, 1) if self.plan.mode != "sequential" else row
         for task in tasks:
-            if self._measured(cell_row, task.name):
+            if not task.evaluation or self._measured(cell_row, task.name):
                 continue
             if stop:
                 self._stop()
@@ -448,6 +469,7 @@ class Run:
     def _recorded(self) -> dict[str, Any]:
         return {
             "commands": self._commands,
+            "changes": self._changes,
             "recipe_folder": None if self.plan.folder is None else str(self.plan.folder),
             "versions": versions(),
             "machine": machine(),
@@ -489,7 +511,7 @@ class Run:
         }
         results = write_results(self.folder.path, facts, self.matrices, main_metric(self.matrices))
         # Last of all: an extension that could not write its results must not look finished by the older ones.
-        self.folder.close()
+        self.folder.close(self.learner.steps, self.stage)
         return results
 
     def _export(self) -> None:

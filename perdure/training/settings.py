@@ -28,7 +28,7 @@ class RunSettings(TrainingSettings):
     epochs: int = Field(1, ge=1)
     max_length: int | None = Field(None, ge=8)
     evaluation: EvaluationSettings = EvaluationSettings()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     data: str | None = None
     log_every: int = Field(1, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)

@@ -60,6 +60,8 @@ class ContinualTrainer:
         output_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
+        if not 0 <= seed < 1 << 63:
+            raise ConfigError(f"seed must be 0 or more and below 2**63, got {seed}")
         torch.manual_seed(seed)
         self.settings, self.strategy = configure(config, strategy)
         self.seed = seed

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perdure.errors import NonFiniteError
 from perdure.strategies import EWC, Chain, Naive, Replay, Strategy
 from perdure.training import checkpoint
 from perdure.training.learner import Learner
@@ -236,3 +237,21 @@ def test_a_chain_member_never_shifts_anothers_draws(mlp_world: Any) -> None:
     mlp_world.run(mlp_world.learner(front), upto=1)
     for name in alone.importance:
         assert torch.equal(alone.importance[name], behind.importance[name])
+
+
+@pytest.mark.parametrize("at", [2, 5], ids=["first task", "second task"])
+def test_a_step_that_failed_leaves_no_trace(
+    world: Any, make_strategy: Callable[[], Strategy], at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is saved when a loss is not finite is the state before the step, draws included."""
+    learner = world.learner(make_strategy())
+    for done, _ in enumerate(world.train(learner), start=1):
+        if done == at:
+            before = digest(learner.state_dict())
+            with monkeypatch.context() as broken:
+                broken.setattr("perdure.training.learner.math.isfinite", lambda value: False)
+                with pytest.raises(NonFiniteError):
+                    learner.step(world.tasks[1].train[:4])
+            assert digest(learner.state_dict()) == before
+            return
+    raise AssertionError("too few steps")

@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from perdure.config import FORMAT
 from perdure.errors import RunError, StorageError
-from perdure.training.checkpoint import PLAIN, TENSORS, load, save, sha256
+from perdure.storage import file_hash
+from perdure.training.checkpoint import PLAIN, TENSORS, load, save
 
 
 def state() -> dict[str, Any]:
@@ -79,7 +80,7 @@ def test_safetensors_and_json_and_nothing_else(tmp_path: Path, monkeypatch: pyte
     assert sorted(path.name for path in (tmp_path / "saved").rglob("*")) == [PLAIN, TENSORS]
     record = json.loads((tmp_path / "saved" / PLAIN).read_text())
     assert record["format"] == FORMAT
-    assert record["sha256"] == sha256(tmp_path / "saved" / TENSORS)
+    assert record["sha256"] == file_hash(tmp_path / "saved" / TENSORS)
     with safe_open(tmp_path / "saved" / TENSORS, "pt") as tensors:
         assert len(tensors.keys()) == 7
 
@@ -203,3 +204,20 @@ def test_a_save_that_was_killed_leaves_the_old_one(tmp_path: Path) -> None:
     save(path, {"n": 2})
     assert load(path) == {"n": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
+def test_keys_that_mean_something_to_the_format_come_back(tmp_path: Path) -> None:
+    state = {"rows": [{"__tensor__": "x"}, {"__pairs__": [["a", 1]], "t": torch.ones(2)}], "__tensor__": 3}
+    save(tmp_path / "c", state)
+    back = load(tmp_path / "c")
+    assert back["rows"][0] == {"__tensor__": "x"}
+    assert back["rows"][1]["__pairs__"] == [["a", 1]]
+    assert torch.equal(back["rows"][1]["t"], torch.ones(2))
+    assert back["__tensor__"] == 3
+
+
+def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "c", {"t": torch.ones(2)})
+    (tmp_path / "c" / PLAIN).write_text("[" * 100_000)
+    with pytest.raises(RunError, match="not a readable checkpoint"):
+        load(tmp_path / "c")

@@ -16,7 +16,8 @@ from perdure.streams.spec import TaskSpec
 from perdure.training import erase as room
 from perdure.training.erase import erase
 from perdure.training.folder import FINAL, RunFolder
-from perdure.training.plan import make_plan
+from perdure.training.interrupt import Interrupted
+from perdure.training.plan import every_row, make_plan
 from perdure.training.run import Run
 from perdure.training.settings import RunSettings
 
@@ -168,3 +169,105 @@ def test_a_key_that_no_row_has_changes_nothing(settings: Any, data: Any, execute
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     assert run_erase(tmp_path / "run", "nobody") is None
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("step", [2, 8], ids=["in the first stage", "in the second"])
+@pytest.mark.parametrize("kind", ["interrupt", "kill"])
+def test_an_erasure_that_was_stopped_while_it_trained_is_finished(
+    settings: Any, data: Any, execute: Any, Stop: Any, tmp_path: Path, step: int, kind: str
+) -> None:
+    """From the start: no checkpoint between two stages is left while the first one is trained again."""
+
+    def kill() -> None:
+        raise KeyboardInterrupt
+
+    changes = {"strategy": "replay", "checkpoint_every": 1}
+    execute(settings(**changes, data=str(data("all"))), tmp_path / "run")
+    execute(settings(**changes, data=str(data("less", ["a1"]))), tmp_path / "clean")
+    display = Stop(step=step, act=None if kind == "interrupt" else kill)
+    with pytest.raises(BaseException) as stopped:
+        run_erase(tmp_path / "run", "a1", run=lambda plan, folder: Run(plan, folder, display))
+    assert stopped.type in (Interrupted, KeyboardInterrupt)
+    run_erase(tmp_path / "run")
+    assert RunFolder(tmp_path / "run").erasing is None
+    assert result(tmp_path / "run") == result(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("step", [3, 9])
+def test_an_erasure_of_an_extended_run_that_was_stopped_is_finished(
+    settings: Any, data: Any, execute: Any, Stop: Any, tmp_path: Path, step: int
+) -> None:
+    """Step 3 is in the second task, step 9 in the extension."""
+    extended(execute, settings(data=str(data("all"))), tmp_path / "run")
+    extended(execute, settings(data=str(data("less", ["b1"]))), tmp_path / "clean")
+    display = Stop(step=step)
+    with pytest.raises(Interrupted):
+        run_erase(tmp_path / "run", "b1", run=lambda plan, folder: Run(plan, folder, display))
+    run_erase(tmp_path / "run")
+    assert result(tmp_path / "run") == result(tmp_path / "clean")
+
+
+@pytest.mark.parametrize(
+    "gone", [[f"b-test{i}" for i in range(3)], ["a-test0", "a-test1", "a-test2", "b3"]], ids=str
+)
+def test_a_task_without_held_out_rows_left_has_no_scores(
+    settings: Any, data: Any, execute: Any, tmp_path: Path, gone: list[str]
+) -> None:
+    everything = data("all")
+    less = data("less", gone)
+    execute(settings(data=str(everything)), tmp_path / "run")
+    run_erase(tmp_path / "run", *gone)
+    # An empty file of held-out rows is refused: one row that is erased as well stands in for it.
+    emptied = gone[0].split("-")[0]
+    row = (everything / f"{emptied}-test.jsonl").read_text().splitlines()[0]
+    (less / f"{emptied}-test.jsonl").write_text(row + "\n")
+    key = fingerprint(json.loads(row)["id"])
+    execute(settings(data=str(less)).model_copy(update={"erased": (key,)}), tmp_path / "clean")
+    assert result(tmp_path / "run") == result(tmp_path / "clean")
+
+
+def test_a_row_that_a_cap_left_out_does_not_come_in(settings: Any, data: Any, execute: Any, tmp_path: Path) -> None:
+    """The first three of task b by key hash are trained on; erasing one lets the fourth in unless it goes too."""
+
+    def asked(folder: Path) -> RunSettings:
+        tasks = [
+            {"name": "a", "train": "a.jsonl", "evaluation": "a-test.jsonl"},
+            {"name": "b", "train": "b.jsonl", "evaluation": "b-test.jsonl", "train_rows": 3},
+        ]
+        return settings(data=str(folder), stream={"tasks": tasks})
+
+    folder = data("all")
+    execute(asked(folder), tmp_path / "run")
+    kept = {row.key for row in make_plan(asked(folder)).stages[1].train}
+    out = sorted({f"b{i}" for i in range(6)} - kept)
+    assert {row.key for row in every_row(make_plan(asked(folder)), ())} >= {*kept, *out, "probe-test0"}
+    way = run_erase(tmp_path / "run", out[0])
+    assert (way.retrained, way.rescored) == ((), ())
+    first = sorted(kept)[0]
+    run_erase(tmp_path / "run", first)
+    execute(asked(data("less", [out[0], first])), tmp_path / "clean")
+    assert result(tmp_path / "run") == result(tmp_path / "clean")
+
+
+def test_what_was_left_lying_about_is_gone(settings: Any, data: Any, execute: Any, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    execute(settings(strategy="replay", data=str(data("all"))), folder.path)
+    for name in (".step-00000003.partial", ".final.unreadable"):
+        shutil.copytree(folder.checkpoints / FINAL, folder.checkpoints / name)
+    (folder.path / "evaluation.json").write_text("{}")
+    assert b'"a1"' in (folder.checkpoints / ".final.unreadable" / "state.json").read_bytes()
+    run_erase(folder.path, "a1")
+    assert [path.name for path in folder.checkpoints.iterdir() if path.name.startswith(".")] == []
+    assert not (folder.path / "evaluation.json").exists()
+
+
+def test_a_link_among_the_checkpoints_is_removed_and_not_what_it_leads_to(
+    settings: Any, data: Any, execute: Any, tmp_path: Path
+) -> None:
+    execute(settings(data=str(data("all"))), tmp_path / "run")
+    (early,) = (tmp_path / "run" / "checkpoints").glob("stage-001-*")
+    early.rename(tmp_path / "elsewhere")
+    early.symlink_to(tmp_path / "elsewhere")
+    run_erase(tmp_path / "run", "a1")
+    assert (tmp_path / "elsewhere" / "state.json").is_file()
+    assert not early.is_symlink()

@@ -11,7 +11,7 @@ import torch
 
 from perdure.errors import RunError
 from perdure.training.checkpoint import TENSORS
-from perdure.training.folder import FINAL, RunFolder, stage_name, step_name
+from perdure.training.folder import FINAL, REQUIRED, RunFolder, stage_name, step_name
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def fill(folder: RunFolder, *names: str) -> None:
     for name in names:
-        folder.save(name, {"name": name, "t": torch.ones(2)})
+        folder.save(name, {**dict.fromkeys(REQUIRED, 0), "name": name, "t": torch.ones(2)})
 
 
 def tear(path: Path) -> None:
@@ -68,8 +68,8 @@ def test_a_checkpoint_that_was_not_finished_is_no_checkpoint(folder: RunFolder) 
 def test_final_is_the_last_stage_renamed_and_back(folder: RunFolder) -> None:
     fill(folder, stage_name(5, 1), step_name(7), stage_name(10, 2))
     folder.drop_steps(0)
-    folder.close()
-    folder.close()
+    folder.close(10, 2)
+    folder.close(10, 2)
     assert [path.name for path in folder.saved()] == [stage_name(5, 1), FINAL]
     folder.reopen(10, 2)
     folder.reopen(10, 2)
@@ -82,6 +82,46 @@ def test_the_newest_mid_task_checkpoints_are_kept_and_every_boundary(folder: Run
     assert [path.name for path in folder.saved()] == [stage_name(5, 1), step_name(7), step_name(9)]
     folder.drop_steps(2)
     assert len(folder.saved()) == 3
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 8])
+def test_as_many_mid_task_checkpoints_are_kept_as_asked(folder: RunFolder, keep: int) -> None:
+    for step in range(1, 7):
+        fill(folder, step_name(step))
+        folder.drop_steps(keep)
+        assert len(folder.saved()) == min(step, keep)
+
+
+def test_a_foreign_checkpoint_is_passed_over(folder: RunFolder) -> None:
+    fill(folder, step_name(3))
+    folder.save(step_name(6), {"model": torch.ones(2)})
+    state, warnings = folder.newest()
+    assert state is not None
+    assert state["name"] == step_name(3)
+    assert "not a checkpoint of a run: it has no 'begun'" in warnings[0]
+
+
+def test_a_stray_checkpoint_does_not_become_the_final_one(folder: RunFolder) -> None:
+    fill(folder, stage_name(10, 2))
+    (folder.checkpoints / step_name(99)).mkdir()
+    folder.close(10, 2)
+    assert [path.name for path in folder.saved()] == [step_name(99), FINAL]
+
+
+def test_what_a_killed_process_left_is_swept_up(folder: RunFolder) -> None:
+    """A replacement that stopped between its two renames is undone; all else that is half written goes."""
+    fill(folder, step_name(3), step_name(6))
+    (folder.checkpoints / step_name(6)).rename(folder.checkpoints / f".{step_name(6)}.old")
+    for name in (f".{step_name(3)}.old", f".{step_name(9)}.partial", ".final.unreadable"):
+        (folder.checkpoints / name).mkdir()
+    (folder.path / ".scores.csv.partial").write_text("half")
+    folder.sweep()
+    names = {path.name for path in folder.checkpoints.iterdir()}
+    assert names == {step_name(3), step_name(6), ".final.unreadable"}
+    assert {path.name for path in folder.path.iterdir()} == {"checkpoints"}
+    assert folder.newest()[1] == []
+    folder.sweep(unreadable=True)
+    assert {path.name for path in folder.checkpoints.iterdir()} == {step_name(3), step_name(6)}
 
 
 HOLD = """

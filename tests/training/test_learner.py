@@ -324,3 +324,16 @@ def test_each_learner_keeps_its_own_precision(make_mlp: Any) -> None:
         # On a GPU an autocast that is not told its type takes fp16; here bf16 is the default.
         with torch.autocast("cpu", dtype=torch.float16, enabled=False), each.autocast():
             assert each.model(torch.ones(1, 5)).dtype is dtype
+
+
+def test_a_skipped_batch_leaves_running_means_as_they_were() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    one = learner(model, "regression", skip_bad_batches=True)
+    good = [Example(f"{i}", "t", x=torch.randn(2), y=torch.randn(())) for i in range(4)]
+    bad = [Example("bad", "t", x=torch.tensor([math.nan, 1.0]), y=torch.tensor(0.0)), *good]
+    one.begin_task(Task("t", tuple(good)), 0)
+    one.step(good)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert one.step(bad).skipped
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert math.isfinite(one.score(good)["loss"])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from perdure.errors import NonFiniteError, RunError, StorageError
 from perdure.tracking import read_events
@@ -184,3 +185,60 @@ def test_a_run_whose_folder_is_removed_says_so(settings: Any, tmp_path: Path, ex
     with pytest.raises(StorageError, match="the run's folder was removed while it was being trained"):
         execute(settings(), path, Stop(step=3, act=lambda: shutil.rmtree(path)))
     assert not path.exists()
+
+
+def test_a_logged_change_outlives_a_kill(settings: Any, tmp_path: Path, execute: Any, Stop: Any) -> None:
+    """The second run is killed before a checkpoint: its lines of the log are cut, and the change is told again."""
+    path = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        execute(settings(), path, Stop(step=3))
+
+    def kill() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(settings(micro_batch_size=1), path, Stop(step=1, act=kill))
+    display = Stop()
+    execute(settings(micro_batch_size=1), path, display)
+    assert sum("bit-exactness ends here" in line for line in display.said) == 1
+    changes = [event for event in read_events(path / "metrics.jsonl") if event["event"] == "changed"]
+    assert changes == [{"event": "changed", "step": 3, "setting": "micro_batch_size: null there, 1 now"}]
+    assert RunFolder(path).recorded()["changes"] == [{"step": 3, "setting": "micro_batch_size: null there, 1 now"}]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("a-test.jsonl", "task a: its held-out rows changed"),
+        ("probe-test.jsonl", "the general probe: its rows changed"),
+        ("model/model.safetensors", "its model.safetensors is another one now"),
+        ("model/tokenizer_config.json", "its tokenizer_config.json is another one now"),
+    ],
+)
+def test_scores_and_bases_that_would_not_compare_are_refused(
+    file: str, message: str, settings: Any, tiny: Path, tmp_path: Path, execute: Any, Stop: Any
+) -> None:
+    world = shutil.copytree(tiny, tmp_path / "world")
+    asked = settings(data=str(world), model=str(world / "model"))
+    with pytest.raises(Interrupted):
+        execute(asked, tmp_path / "run", Stop(step=8))
+    place = world / file
+    if file.endswith(".safetensors"):
+        save_file({n: v * 1.5 for n, v in load_file(place).items()}, place, metadata={"format": "pt"})
+    elif file.endswith(".json"):
+        place.write_text(place.read_text() + "\n")
+    else:
+        place.write_text("".join(place.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(RunError, match=message):
+        execute(asked, tmp_path / "run")
+
+
+def test_going_on_does_not_score_tasks_that_have_nothing_to_score(
+    settings: Any, tmp_path: Path, execute: Any, Stop: Any
+) -> None:
+    tasks = [{"name": name, "train": f"{name}.jsonl", "holdout": 0} for name in "ab"]
+    asked = settings(stream={"tasks": tasks})
+    with pytest.raises(Interrupted):
+        execute(asked, tmp_path / "run", Stop(step=3))
+    execute(asked, tmp_path / "run")
+    assert [e for e in read_events(tmp_path / "run" / "metrics.jsonl") if e["event"] == "evaluation"] == []
