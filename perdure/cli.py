@@ -24,7 +24,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.", sh
 Seed = Annotated[
     int | None, typer.Option("--seed", help="Seed of everything that is drawn.", min=0, max=(1 << 63) - 1)
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in optimizer.lr=3e-4. Repeatable."),

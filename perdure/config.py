@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from perdure.errors import ConfigError, unknown_name
 
 FORMAT = 1
+OTHER_NAMES = {"learning_rate": "lr"}
 YAML_BYTES, YAML_VALUES = 16 << 20, 1_000_000
 Boundary = Literal["reset", "continue"]
 
@@ -128,7 +129,8 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
             continue  # it is too short only because what is wrong with its items is said already
         key = ".".join(_parts(location)) or "(settings)"
         if problem["type"] == "extra_forbidden":
-            lines.append(unknown_name("setting", key, _known(model, location)))
+            known = _known(model, location)
+            lines.append(unknown_name("setting", key, known, _inside(model, key) if len(location) == 1 else ()))
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing")
         elif problem["type"] == "value_error":
@@ -140,6 +142,8 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
 
 def _rule(problem: Any) -> str:
     """What the value must be."""
+    if problem["type"] == "too_short":
+        return f"must hold at least {problem['ctx']['min_length']}"
     if problem["type"] in ("model_type", "model_attributes_type"):
         return "must be a mapping of settings"
     return str(problem["msg"]).replace("Input should", "must").partition(", unable to parse")[0]
@@ -160,6 +164,13 @@ def _known(model: type[BaseModel] | None, location: Sequence[int | str]) -> list
             fields = [one.model_fields[part] for one in current if part in one.model_fields]
             current = [found for field in fields for found in _models(field.annotation)]
     return [".".join([*_parts(location[:-1]), name]) for one in current for name in one.model_fields]
+
+
+def _inside(model: type[BaseModel] | None, name: str) -> list[str]:
+    """Settings one level further in that have this name, or what other tools call so."""
+    name = OTHER_NAMES.get(name, name)
+    fields = model.model_fields.items() if model else ()
+    return [f"{key}.{name}" for key, field in fields for m in _models(field.annotation) if name in m.model_fields]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -218,6 +229,14 @@ def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
         raise yaml.MarkedYAMLError(problem=f"a number of {len(node.value)} digits", problem_mark=node.start_mark)
     if not size:
         raise yaml.MarkedYAMLError(problem="an alias stands for what it is part of", problem_mark=node.start_mark)
+    if id(node) not in sizes and isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in keys:
+                    said = f"{key.value!r} stands here for the second time"
+                    raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+                keys.add(key.value)
     if id(node) not in sizes and isinstance(node, yaml.CollectionNode):
         sizes[id(node)] = 0  # being counted
         for child in node.value:

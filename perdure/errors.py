@@ -15,7 +15,7 @@ PerdureError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -67,9 +67,9 @@ class StorageError(RunFailure, OSError):
     """A write failed; what was written before is intact."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Message for an unknown name: what exists, and the nearest one if any is near."""
+def unknown_name(kind: str, name: str, known: Iterable[str], meant: Sequence[str] = ()) -> str:
+    """Message for an unknown name: what exists, and the nearest one (or what is `meant`) if any is near."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1)
+    near = [*meant, *get_close_matches(name, names, n=1)]
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}."

@@ -85,8 +85,10 @@ def folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             yield aside
+            mode = 0o666 & ~_umask()
             for file in aside.rglob("*"):
                 if file.is_file():
+                    file.chmod(mode)  # some libraries write for the owner's eyes alone
                     sync(file)
             sync(aside)
             shutil.rmtree(old, ignore_errors=True)
@@ -101,10 +103,25 @@ def folder(path: Path) -> Iterator[Path]:
             raise
 
 
+def _umask() -> int:
+    # It can only be read by setting it.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
 def _put_back(old: Path, path: Path) -> None:
     """Undo a replacement that stopped between its two renames."""
     if old.exists() and not path.exists():
         old.rename(path)
+
+
+def there(path: Path) -> bool:
+    """Whether something stands at the path; nothing does where a name is longer than the system takes."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def file_hash(path: Path) -> str:

@@ -112,6 +112,8 @@ def test_erase(perdure: Callable[..., Any], finished_run: Path, recipe: Path, tm
     first = make_plan(RunFolder(run).settings(), RunFolder(run).recipe_folder).stages[0].train[0]
     assert perdure("erase", run, "--key", first.key).code == 0
     assert results(run)["command"] == results(finished_run)["command"]
+    assert "erased already" in perdure("erase", run, "--key", first.key).out
+    assert f"{first.key}: erased" in perdure("audit", run, "--key", first.key).out
     texts = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "printed.txt"}
     for key in (row.key, first.key):
         assert [path for path, text in texts.items() if key.encode() in text] == []
@@ -126,12 +128,36 @@ def test_erase(perdure: Callable[..., Any], finished_run: Path, recipe: Path, tm
     assert perdure("erase", run, "--resume").code == 0
 
 
+def test_a_task_is_read_by_its_own_template(perdure: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
+    """The rows have other columns than the default template's; a finished run with other rows is told of."""
+    folder = shutil.copytree(recipe.parent, tmp_path / "here")
+    lines = (folder / "ones.jsonl").read_text().replace('"prompt"', '"asks"').replace('"answer"', '"says"')
+    (folder / "asked.jsonl").write_text(lines)
+    text = (folder / "tiny.yaml").read_text()
+    task = 'train: asked.jsonl, holdout: 4, template: {prompt: "{asks}", answer: "{says}"}}'
+    (folder / "tiny.yaml").write_text(text.replace("train: ones.jsonl, evaluation: ones-held.jsonl}", task))
+    given = ("run", folder / "tiny.yaml", "--out", tmp_path / "run")
+    assert perdure(*given).code == 0
+    assert perdure("evaluate", tmp_path / "run", "--data", folder / "asked.jsonl").code == 0
+    assert (tmp_path / "run" / "evaluation-asked.json").is_file()
+    assert "nothing to do" in perdure(*given, "--resume").out
+    (folder / "asked.jsonl").write_text("".join(lines.splitlines(keepends=True)[:9]))
+    for command in ((*given, "--resume"), ("verify", tmp_path / "run")):
+        refused = perdure(*command)
+        assert (refused.code, "task ones: its training rows changed" in refused.err) == (2, True), refused
+        assert "start a new run in another folder" in refused.err
+        assert str(tmp_path / "run") in refused.err
+    assert "and another file now" in perdure("audit", tmp_path / "run").out
+
+
 def test_a_torn_final_checkpoint_is_made_again(
     perdure: Callable[..., Any], finished_run: Path, recipe: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = (run / "checkpoints" / "final" / "state.safetensors").read_bytes()
     (run / "checkpoints" / "final" / "state.safetensors").write_bytes(b"torn")
+    audited = perdure("audit", run)
+    assert (audited.code, "not whole: final cannot be read" in audited.err) == (1, True)
     refused = perdure("verify", run)
     assert (refused.code, "its final checkpoint cannot be read" in refused.err) == (2, True)
     assert perdure("run", recipe, "--out", run, "--resume").code == 0
@@ -203,10 +229,11 @@ def test_a_finished_run_goes_on_extends_answers_and_reports(
     assert all(name in scored.out for name in ("ones", "threes", "fives", "general probe"))
     kept = json.loads((run / "evaluation.json").read_text())["scores"]["fives"]["loss"]
     assert kept == pytest.approx(new[-1][-1], rel=1e-6)
-    assert perdure("evaluate", run, "--data", data / "ones-held.jsonl").code == 0
-    assert json.loads((run / "evaluation.json").read_text())["scores"]["ones-held"]["loss"] == pytest.approx(
-        new[-1][0], rel=1e-6
-    )
+    own = perdure("evaluate", run, "--data", data / "ones-held.jsonl")
+    assert (own.code, "is read as the run's task ones is" in own.out) == (0, True)
+    found = json.loads((run / "evaluation-ones-held.json").read_text())
+    assert found["scores"]["ones-held"]["loss"] == pytest.approx(new[-1][0], rel=1e-6)
+    assert "error: --data nowhere.jsonl: no such file" in perdure("evaluate", run, "--data", "nowhere.jsonl").err
 
     answer = perdure("generate", run, "w1 w2 ", "--max-new-tokens", "3")
     assert (answer.code, answer.err) == (0, "")

@@ -214,7 +214,7 @@ def test_mistakes_inside_lists_name_their_place_once() -> None:
     )
     assert said({"template": {"prompt": "a"}}) == "stream.tasks.0.template.answer: missing"
     assert said({"template": "{a}"}) == "stream.tasks.0.template: must be a mapping of settings, got '{a}'"
-    assert said({"template": []}).startswith("stream.tasks.0.template: List should have at least 1 item")
+    assert said({"template": []}).startswith("stream.tasks.0.template: must hold at least 1, got []")
     pieces = said({"template": [{"text": "{a}", "lern": True}]})
     assert "Did you mean 'stream.tasks.0.template.0.learn'?" in pieces
     assert "answer" not in pieces
@@ -254,3 +254,14 @@ def test_aliases_and_merge_keys_mean_what_they_do_in_yaml() -> None:
         "c": {"b": 1},
         "d": {"b": 1, "e": 2},
     }
+
+
+@pytest.mark.parametrize("name", ["lr", "learning_rate"])
+def test_a_setting_one_level_further_in_is_meant(name: str) -> None:
+    assert f"unknown setting '{name}'. Did you mean 'optimizer.lr'?" in refused({name: 3})
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("epochs: 1\nseed: 0\nepochs: 2\n")
+    with pytest.raises(ConfigError, match="line 3: not valid YAML: 'epochs' stands here for the second time"):
+        read_yaml(tmp_path / "r.yaml")

@@ -227,3 +227,12 @@ def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     assert names(small_disk) == ["a.txt", "f"]
     write_text(text, "n" * 20_000)
     assert len(text.read_text()) == 20_000
+
+
+def test_files_of_a_folder_have_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    """Some libraries write for the owner's eyes alone."""
+    with folder(tmp_path / "f") as aside:
+        (aside / "x").write_text("x")
+        (aside / "x").chmod(0o600)
+    (tmp_path / "usual").write_text("x")
+    assert (tmp_path / "f" / "x").stat().st_mode == (tmp_path / "usual").stat().st_mode

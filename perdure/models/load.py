@@ -79,7 +79,9 @@ def load(name: str, attention: str | None = None) -> LanguageModel:
         ModelError: not found, not reachable, or not a causal LM.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     source = resolve(name)
     local = Path(source).is_dir()
     reachable = local or _hub_answers(source)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perdure.errors import RunFailure
+from perdure.order import fingerprint
 from perdure.recipes.run import quieten
-from perdure.training.display import Terminal
+from perdure.storage import file_hash, there
+from perdure.training.display import Quiet, Terminal
 from perdure.training.folder import RunFolder
 
 
@@ -27,7 +29,14 @@ def audit_run(path: Path, keys: Sequence[str]) -> None:
             )
         for key in keys:
             if key not in {row.key for row in rows}:
-                say(f"{key}: no finished stage was trained on it")
+                say(
+                    f"{key}: "
+                    + (
+                        "erased"
+                        if fingerprint(key) in settings.erased
+                        else "no finished stage was trained on it: held out, left out, or no row of this run"
+                    )
+                )
         return
     for command in recorded.get("commands", ()):
         say(f"command     {command}")
@@ -38,7 +47,8 @@ def audit_run(path: Path, keys: Sequence[str]) -> None:
     say("machine     " + ", ".join(f"{name} {value}" for name, value in recorded.get("machine", {}).items()))
     for task in (recorded.get("data") or {}).get("tasks", ()):
         for source, digest in task["sources"].items():
-            say(f"data        {task['name']}: {source} {digest}")
+            changed = there(Path(source)) and Path(source).is_file() and file_hash(Path(source)) != digest
+            say(f"data        {task['name']}: {source} {digest}" + (", and another file now" if changed else ""))
     totals: dict[str, list[int]] = {}
     for row in seen(folder):
         counts = totals.setdefault(row.stage, [0, 0, 0, 0])
@@ -49,8 +59,10 @@ def audit_run(path: Path, keys: Sequence[str]) -> None:
             f"rows        {stage}: {rows_trained} rows trained on, {trained} times; "
             f"{rows_replayed} rows replayed, {replayed} times"
         )
-    say(f"            which and when: {folder.keys}, or --key")
-    for link in chain(folder):
+    if totals:
+        say(f"            which and when: {folder.keys}, or --key")
+    links = chain(folder)
+    for link in links:
         say(
             f"checkpoint  {link.name}: "
             + (link.fault or f"step {link.step}, {' '.join(h[:16] for h in link.hashes)}")
@@ -58,6 +70,12 @@ def audit_run(path: Path, keys: Sequence[str]) -> None:
     if folder.erasures.is_file():
         say(f"erasures    {folder.erasures}" + ("; one was stopped, finish it" if folder.erasing else ""))
     say("state       " + ("finished" if folder.finished else "not finished"))
+    broken = [link.name for link in links if link.fault]
+    if broken:
+        raise RunFailure(
+            f"{path}: not whole: {', '.join(broken)} cannot be read; --resume goes on from the one before"
+        )
+    say("checked     every checkpoint is as it was written")
 
 
 def verify_run(path: Path) -> None:
@@ -73,11 +91,12 @@ def verify_run(path: Path) -> None:
     ]
     quieten()
     display = Terminal()
+    display.say(f"{path}: training its last stage again, aside")
     start, differ = verify(
         folder,
         settings,
         lambda part: make_plan(part, base),
-        lambda plan, copy: Run(plan, copy, display),
+        lambda plan, copy: Run(plan, copy, Quiet()),
     )
     if differ:
         lines = [

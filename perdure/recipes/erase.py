@@ -54,6 +54,9 @@ def erase_rows(path: Path, keys: Sequence[str], matches: Sequence[str], retrain:
             retrain,
             display.say,
         )
+        if way is None and pending is None and wanted <= set(settings.erased):
+            display.say(f"{path}: erased already")
+            return
         if way is None and pending is None:
             raise DataError(
                 f"{path}: no row of this run has "

@@ -5,17 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perdure.config import apply_overrides, read_yaml, validate
 from perdure.errors import ConfigError, DataError, RunError, StorageError
 from perdure.recipes.find import read_recipe
 from perdure.recipes.show import print_results, write_pages
-from perdure.storage import write_json
+from perdure.storage import there, write_json
 from perdure.streams.spec import TaskSpec, check_inside
 from perdure.training.display import Display, Terminal
-from perdure.training.folder import LOCK, RunFolder
+from perdure.training.folder import FINAL, LOCK, RunFolder
 from perdure.training.settings import RunSettings
+
+if TYPE_CHECKING:
+    from perdure.training.run import Run
 
 
 def settings_for(recipe: str, given: Mapping[str, Any], overrides: Sequence[str]) -> tuple[RunSettings, Path]:
@@ -58,6 +61,7 @@ def run_recipe(
         if not folder.exists:
             display.say(f"{folder.path}: no run here yet; starting")
         elif _finished(folder):
+            _check_data(theirs, base, folder)
             display.say(f"{folder.path}: this run is finished; nothing to do")
             print_results([folder.path], display)
             return
@@ -90,6 +94,14 @@ def quieten() -> None:
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate)(\..*)?")
+
+
+def _check_data(settings: RunSettings, base: Path | None, folder: RunFolder) -> None:
+    """Refuse a finished run whose rows or model are others by now."""
+    from perdure.training.plan import make_plan
+
+    quieten()
+    folder.refuse_changed(make_plan(settings, base).differences(folder.load(folder.checkpoints / FINAL)))
 
 
 def _check_folder(folder: RunFolder) -> None:
@@ -129,10 +141,12 @@ def extend_run(
     print_results([path], display)
 
 
-def task_spec(task: Path, name: str | None = None, evaluation: Path | None = None) -> TaskSpec:
+def task_spec(
+    task: Path, name: str | None = None, evaluation: Path | None = None, option: str = "--task"
+) -> TaskSpec:
     """A task's settings from a data file, or from a YAML file that holds them."""
-    if not task.exists():
-        raise DataError(f"--task {task}: no such file or folder")
+    if not there(task):
+        raise DataError(f"{option} {task}: no such file or folder")
     if task.suffix in (".yaml", ".yml"):
         values = read_yaml(task)
         values.setdefault("name", task.stem)
@@ -171,7 +185,10 @@ def evaluate_run(path: Path, data: Path | None) -> None:
 
     folder = RunFolder(path)
     settings = folder.settings()
-    extra = task_spec(data) if data is not None else None
+    extra = None if data is None else task_spec(data, option="--data")
+    reader = _reader(extra, settings, folder.recipe_folder) if extra is not None else None
+    if extra is not None and reader is not None:
+        extra = reader.model_copy(update={"name": extra.name, "train": extra.train, "split": None, "where": {}})
     quieten()
     plan = make_plan(settings, folder.recipe_folder)
     display = Terminal()
@@ -179,8 +196,11 @@ def evaluate_run(path: Path, data: Path | None) -> None:
     run.load()
     if extra is not None:
         places = (Path(settings.data) if settings.data else None, settings.seed, plan.encoder)
-        tasks = spec.build_task(extra.model_copy(update={"holdout": 0, "evaluation": None}), *places)[0]
+        whole = {"holdout": 0, "evaluation": None, "train_rows": None, "evaluation_rows": None}
+        tasks = spec.build_task(extra.model_copy(update=whole), *places)[0]
         rows = {tasks.name: tasks.train}
+        if reader is not None:
+            display.say(f"{data} is read as the run's task {reader.name} is")
     else:
         rows = {task.name: task.evaluation for task in plan.stream.evaluations}
         rows["general probe"] = plan.probe
@@ -195,13 +215,35 @@ def evaluate_run(path: Path, data: Path | None) -> None:
         cells = [f"{values[m]:.4f}" if m in values else "-" for m in metrics]
         table.add_row(name, str(len(rows[name])), *cells)
     display.console.print(table)
-    target = folder.path / "evaluation.json"
+    for note in _notes(run):
+        display.say(note)
+    target = folder.path / ("evaluation.json" if extra is None else f"evaluation-{extra.name}.json")
     try:
         write_json(target, {"format": 1, "data": str(data) if data else None, "scores": found})
     except StorageError as error:
         display.say(f"warning: {error}")
     else:
         display.say(f"written: {target}")
+
+
+def _notes(run: Run) -> list[str]:
+    """What a user of the run's model should know about which model it is."""
+    notes = []
+    if not run.folder.finished:
+        notes.append(f"note: the run is not finished; this is its model after step {run.learner.steps}")
+    if run.plan.mode == "isolated":
+        notes.append(f"note: an isolated run has a model a task; this is that of {run.plan.stages[-1].name}")
+    return notes
+
+
+def _reader(extra: TaskSpec, settings: RunSettings, base: Path | None) -> TaskSpec | None:
+    """The task of a run, if any, that these rows belong to by its name or by its files."""
+    places = [Path(place) for place in (settings.data, base) if place is not None]
+    for task in (*(settings.stream.tasks or ()), *settings.extensions):
+        files = [place / source for source in (task.train, task.evaluation) if source for place in places]
+        if extra.name == task.name or any(there(f) and f.resolve() == Path(extra.train) for f in files):
+            return task
+    return None
 
 
 def generate_text(path: Path, prompt: str, max_new_tokens: int) -> None:
@@ -214,8 +256,11 @@ def generate_text(path: Path, prompt: str, max_new_tokens: int) -> None:
     settings = folder.settings()
     quieten()
     plan = make_plan(settings, folder.recipe_folder)
-    run = Run(plan, folder, Terminal(stderr=True))
+    display = Terminal(stderr=True)
+    run = Run(plan, folder, display)
     run.load()
+    for note in _notes(run):
+        display.say(note)
     row = plan.encoder.encode(Example("prompt", segments=(Segment(prompt), Segment(" ?", learn=True))))
     if row is None:
         raise DataError(f"the prompt is longer than the model takes ({plan.encoder.max_length} tokens)")

@@ -34,6 +34,11 @@ class Replay(Strategy):
             raise StrategyError(
                 f"replay: ratio (replayed rows per new row) must be positive and finite, got {ratio}"
             )
+        if not isinstance(capacity, int):
+            raise StrategyError(
+                f"replay: capacity must be a whole number of rows, got {capacity!r}; a share needs a run, "
+                "which knows how many rows there are"
+            )
         if capacity < 1:
             raise StrategyError(f"replay: capacity must be at least 1 row, got {capacity}")
         self.buffer = buffer

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Ta
 
 from perdure.errors import DataError, unknown_name
 from perdure.order import arrange, fingerprint
+from perdure.storage import there
 from perdure.streams import arena
 from perdure.streams.arena import KINDS
 from perdure.streams.encode import Encoder
@@ -339,7 +340,7 @@ def locate(source: str, places: Sequence[Path]) -> str | Path:
     path = Path(source).expanduser()
     tried = [path] if path.is_absolute() else [place / path for place in (*places, Path())]
     for candidate in tried:
-        if candidate.exists():
+        if there(candidate):
             return candidate
     if is_hub_name(source):
         return source

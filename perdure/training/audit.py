@@ -93,6 +93,7 @@ def verify(
             "`perdure run … --resume` trains again from the one before"
         )
     start = max((number for number in ends if number < last), default=0)
+    folder.refuse_changed(plan_for(settings).differences(folder.load(ends[last])))
     with tempfile.TemporaryDirectory(prefix="perdure-verify-") as aside:
         copy = RunFolder(Path(aside) / folder.path.resolve().name)
         copy.checkpoints.mkdir(parents=True)

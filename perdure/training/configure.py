@@ -20,6 +20,12 @@ def configure(
     Raises:
         UsageError: what is wrong with either, all of it together; or a strategy given twice.
     """
+    if strategy is not None and not isinstance(strategy, Strategy):
+        made = f"{strategy.__name__}()" if isinstance(strategy, type) else "EWC(strength=100.0)"
+        raise ConfigError(
+            f"strategy must be a Strategy object, such as {made}, got {strategy!r}; a name goes into the config: "
+            '{"continual_strategy": {"ewc": {}}}'
+        )
     where = str(config) if isinstance(config, str | Path) else "config"
     values = read_yaml(Path(config)) if isinstance(config, str | Path) else config or {}
     mistakes: list[UsageError] = []

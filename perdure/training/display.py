@@ -85,3 +85,10 @@ class Terminal(Display):
             if self.console.is_terminal:
                 self._progress.stop()
             self._progress = None
+
+
+class Quiet(Terminal):
+    """The bar without the lines."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,11 @@ def erase(
     settings = settings.model_copy(update={"erased": tuple(sorted({*settings.erased, *new}))})
     plan = plan_for(settings)
     # A row that a cap or its length left out is in no stage, yet must not come in when a place is free.
-    if pending is None and {fingerprint(row.key) for row in every_row(plan, erased)}.isdisjoint(new):
-        return None
+    if pending is None:
+        found = Counter(row.task for row in every_row(plan, erased) if fingerprint(row.key) in new)
+        if not found:
+            return None
+        say("erasing rows: " + ", ".join(f"{task} {count}" for task, count in found.items()))
     # With no task's end left, an erasure has removed them all and was stopped before the first one that is new.
     rewound = pending is not None and not task_ends(folder)
     way = None if rewound else find_way(plan, folder, retrain)
@@ -115,8 +119,7 @@ def erase(
     # From here on every plan of this folder does without the rows, whatever stops us.
     folder.write_settings(settings, folder.recorded())
     folder.sweep(unreadable=True)
-    with guarded(folder.path):
-        remove(folder.path / "evaluation.json")  # scores of the model that was
+    folder.drop_evaluations()
     if way is not None:
         say(_words(way))
         _rewind(folder, way)

@@ -119,7 +119,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: this run was started otherwise, so going on would not give its result:\n  "
                 + "\n  ".join(changed)
-                + f"\nUse its own settings ({self.config}), or another --out."
+                + f"\nPut that back (its settings are in {self.config}), or start a new run in another folder."
             )
 
     def recorded(self) -> dict[str, Any]:
@@ -218,6 +218,12 @@ class RunFolder:
                             path.rename(original)
                         else:
                             remove(path)
+
+    def drop_evaluations(self) -> None:
+        """Remove what `evaluate` wrote: scores of a model that is about to change."""
+        with guarded(self.path):
+            for path in self.path.glob("evaluation*.json"):
+                path.unlink()
 
     def drop_steps(self, keep: int) -> None:
         """Remove the mid-task checkpoints but the newest `keep`; those of a task's end stay."""

@@ -167,9 +167,7 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
         raise ConfigError(f"a {mode} run cannot be extended: it has no order of tasks; start a new run")
 
     import torch
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     from perdure.models.adapters import tune
     from perdure.models.load import identify, load
     from perdure.streams.encode import Encoder

@@ -69,7 +69,14 @@ class Run:
         self.begun = 0  # tasks that the learner has begun
         self.position: Position | None = None  # within the stage; None before its first step
         self.trained = False  # this stage's training is over, its scores may be missing
-        self.totals = {"seconds": 0.0, "rows": 0, "targets": 0, "replayed_rows": 0, "replayed_targets": 0}
+        self.totals = {
+            "seconds": 0.0,
+            "skipped": 0,
+            "rows": 0,
+            "targets": 0,
+            "replayed_rows": 0,
+            "replayed_targets": 0,
+        }
         self.seen: dict[str, list[int]] = {}  # of this stage: see `_see`
         self._commands: list[str] = []
         self._given_commands = commands
@@ -194,6 +201,7 @@ class Run:
             if self.stage and self.position is None and not self.trained:
                 # A task that has just joined the stream has no score yet under the model that is about to learn it.
                 self._score(self.stage, self._scored_after(self.stage - 1), stop)
+        self.folder.drop_evaluations()
         self.display.start(sum(self.steps), self.learner.steps, plan.settings.strategy)
         while self.stage < len(plan.stages):
             self._train_stage(stop)
@@ -338,6 +346,7 @@ class Run:
         if self.stage:  # in the first there is nothing to replay: it would only thin the shares
             self.totals["rows"] += result.rows
             self.totals["targets"] += result.targets
+        self.totals["skipped"] += result.skipped is not None
         self.totals["replayed_rows"] += result.replayed_rows
         self.totals["replayed_targets"] += result.replayed_targets
 
@@ -444,13 +453,17 @@ class Run:
         plan, settings = self.plan, self.plan.settings
         trainable, total = count_parameters(plan.model)
         rows = ", ".join(f"{task.name} {len(task.train)}" for task in plan.stages)
+        held = ", ".join(f"{task.name} {len(task.evaluation)}" for task in plan.stream.evaluations)
         self.display.say(
             f"{settings.strategy} on {settings.model} ({settings.tuning}): {trainable:,} of {total:,} parameters "
-            f"trainable ({trainable / total:.2%}); training rows: {rows}"
+            f"trainable ({trainable / total:.2%}); training rows: {rows}; held-out rows: {held}"
         )
         for task in plan.data["tasks"]:
             for note in task["notes"]:
                 self.display.say(f"note: {note}")
+        for task in plan.stream.evaluations:
+            if not task.evaluation:
+                self.display.say(f"note: task {task.name} has no held-out rows, so it is not scored")
 
     def _say_scores(self, row: int) -> None:
         matrix = self.matrices.get("exact_match") or self.matrices.get("loss")
@@ -501,6 +514,8 @@ class Run:
             "command": " && ".join(filter(None, self._commands)) or None,
             "finished": True,
             "steps": self.learner.steps,
+            "skipped": totals["skipped"],
+            "memory": (describe(plan.strategy) or {}).get("replay", {}).get("capacity"),
             "seconds": round(totals["seconds"], 3),
             "parameters": {"trainable": trainable, "total": total},
             "probe": self.probe,
@@ -544,4 +559,5 @@ def _counts(fact: dict[str, Any]) -> dict[str, Any]:
         "cut": train["cut"] + evaluation["cut"],
         "left_out": sum(train["left_out"].values()) + sum(evaluation["left_out"].values()),
         "overlapping": train["overlapping"],
+        "duplicates": train.get("duplicates", 0) + evaluation.get("duplicates", 0),
     }

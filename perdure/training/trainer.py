@@ -62,6 +62,8 @@ class ContinualTrainer:
     ) -> None:
         if not 0 <= seed < 1 << 63:
             raise ConfigError(f"seed must be 0 or more and below 2**63, got {seed}")
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model must be an nn.Module, got {model!r}; a name goes to perdure.models.load.load")
         torch.manual_seed(seed)
         self.settings, self.strategy = configure(config, strategy)
         self.seed = seed

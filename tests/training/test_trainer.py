@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from perdure import ContinualTrainer
-from perdure.errors import ConfigError, NonFiniteError
+from perdure.errors import ConfigError, NonFiniteError, UsageError
 from perdure.evaluation import metrics
 from perdure.strategies import EWC, Chain, Naive, Replay
 
@@ -250,3 +250,19 @@ def test_classes_may_be_any_whole_numbers(make_mlp: Any, dtype: torch.dtype) -> 
     x, y = torch.eye(5), torch.tensor([0, 1, 0, 1, 1])
     losses = [ContinualTrainer(make_mlp(5, 2)).evaluate(TensorDataset(x, labels)) for labels in (y, y.to(dtype))]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda model: ContinualTrainer(model, "ewc"), "must be a Strategy object, such as EWC"),
+        (lambda model: ContinualTrainer(model, EWC), r"must be a Strategy object, such as EWC\(\)"),
+        (lambda model: ContinualTrainer("nano"), "must be an nn.Module, got 'nano'"),
+        (lambda model: ContinualTrainer(model, seed=-1), "seed must be 0 or more"),
+        (lambda model: Replay(capacity="5%"), "capacity must be a whole number of rows, got '5%'"),
+    ],
+    ids=["name", "class", "model", "seed", "share"],
+)
+def test_what_is_no_strategy_or_model_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(nn.Linear(2, 2))
