@@ -130,6 +130,8 @@ def extend_run(
             print_results([path], display)
             return
     else:
+        if folder.finished and not folder.readable:
+            raise RunError(f"{path}: its final checkpoint cannot be read; see `perdure audit {path}`")
         if not _finished(folder):
             raise RunError(f"{path} is not finished; go on with it first, with --resume")
         if task is None:
