@@ -157,7 +157,7 @@ def test_a_torn_final_checkpoint_is_made_again(
     before = (run / "checkpoints" / "final" / "state.safetensors").read_bytes()
     (run / "checkpoints" / "final" / "state.safetensors").write_bytes(b"torn")
     audited = perdure("audit", run)
-    assert (audited.code, "not whole: final cannot be read" in audited.err) == (1, True)
+    assert (audited.code, "not whole: final cannot be read" in audited.err) == (2, True)
     refused = perdure("verify", run)
     assert (refused.code, "its final checkpoint cannot be read" in refused.err) == (2, True)
     assert perdure("run", recipe, "--out", run, "--resume").code == 0

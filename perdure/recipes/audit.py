@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from perdure.errors import RunFailure
+from perdure.errors import RunError, RunFailure
 from perdure.order import fingerprint
 from perdure.recipes.run import quieten
 from perdure.storage import file_hash, there
