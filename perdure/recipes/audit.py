@@ -72,7 +72,7 @@ def audit_run(path: Path, keys: Sequence[str]) -> None:
     say("state       " + ("finished" if folder.finished else "not finished"))
     broken = [link.name for link in links if link.fault]
     if broken:
-        raise RunFailure(
+        raise RunError(
             f"{path}: not whole: {', '.join(broken)} cannot be read; --resume goes on from the one before"
         )
     say("checked     every checkpoint is as it was written")
