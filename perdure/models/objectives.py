@@ -100,7 +100,18 @@ def _causal_lm(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
 
 
 def _classification(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction=reduction)
+    if labels.is_floating_point() and labels.shape != logits.shape:
+        raise ConfigError(
+            f"classification: labels must be class numbers, or as many shares as the model gives classes "
+            f"({logits.shape[-1]}), got {labels.dtype}; to predict a number, use the objective regression"
+        )
+    try:
+        return F.cross_entropy(logits, labels, reduction=reduction)
+    except IndexError as error:  # not on every device, where it would cost a look at the labels
+        raise ConfigError(
+            f"classification: {error} The model gives {logits.shape[-1]} classes, so labels are 0 to "
+            f"{logits.shape[-1] - 1}"
+        ) from error
 
 
 def _regression(predictions: Tensor, values: Tensor, reduction: str) -> Tensor:
