@@ -190,7 +190,10 @@ def test_an_unknown_objective_lists_the_known() -> None:
 
 @pytest.mark.parametrize(
     ("label", "message"),
-    [(5, "Target 5 is out of bounds. The model gives 2 classes, so labels are 0 to 1"), (0.5, "must be class numbers")],
+    [
+        (5, "Target 5 is out of bounds. The model gives 2 classes, so labels are 0 to 1"),
+        (0.5, "must be class numbers"),
+    ],
 )
 def test_a_label_that_is_no_class_is_refused(label: float, message: str) -> None:
     batch = collate([Example("k", "t", x=torch.ones(3), y=torch.tensor(label))], "classification")
