@@ -15,12 +15,25 @@ from perdure.training.display import Terminal
 SCORES = {"average": 0.5, "learning": 0.9, "forgetting": 0.4, "backward_transfer": -0.4, "higher_is_better": True}
 
 
-def write(path: Path, **changes: Any) -> Path:
-    summary = {**SCORES, "per_task": {name: {"final": 0.5} for name in ("comparison", "a [b]task[/b]")}}
+LOSSES = {
+    "average": 1.0,
+    "learning": 12.5,
+    "forgetting": 0.0001,
+    "backward_transfer": 0.0,
+    "higher_is_better": False,
+}
+
+
+def write(path: Path, right: float = 0.5, **changes: Any) -> Path:
+    """A finished run's folder; `right` is each task's exact match at the end."""
+    names = ("comparison", "a [b]task[/b]")
+    summary = {**SCORES, "per_task": {name: {"final": right} for name in names}}
     result = {
         "format": 1, "main_metric": "exact_match", "tasks": list(summary["per_task"]),
         "steps": 1500, "seconds": 41.26,
-        "metrics": {"exact_match": summary}, "probe": {"exact_match": [0.6, None, 0.55], "loss": [1.0, 2.0, 1.5]},
+        "metrics": {"exact_match": summary},
+        "scores": {"exact_match": {"values": [[0.0, None], [right, right]]}},
+        "probe": {"exact_match": [0.6, None, 0.55], "loss": [1.0, 2.0, 1.5]},
         "replay": None, **changes,
     }  # fmt: skip
     path.mkdir()
@@ -33,8 +46,10 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*paths: Path) -> dict[str, list[str]]:
+        """The rows by their labels; of two tables the second follows, each under its own title."""
         show.print_results(paths, Terminal())
         printed = capsys.readouterr().out
+        run.printed = printed
         lines = printed[: printed.index("run:    ")].splitlines()
         assert max(map(len, lines)) <= 80
         rows = [line.strip() for line in lines]
@@ -54,6 +69,7 @@ def test_a_column_for_each_run_and_a_row_for_each_metric(shown: Any, tmp_path: P
     joint = {**SCORES, "forgetting": None, "backward_transfer": None, "per_task": {"comparison": {"final": None}}}
     paths.append(write(tmp_path / "joint", metrics={"exact_match": joint}, probe={"exact_match": [0.6]}))
     rows = shown(*paths)
+    assert "exact match of each task at the end (higher is better)" in shown.printed
     assert rows["comparison"] == ["50.0%", "50.0%", "–"]
     assert rows["a [b]task[/b]"] == ["50.0%", "50.0%", "–"]
     assert rows["average ↑"] == ["50.0%"] * 3
@@ -62,10 +78,85 @@ def test_a_column_for_each_run_and_a_row_for_each_metric(shown: Any, tmp_path: P
     assert rows["backward transfer ↑"] == ["−40.0pt", "−40.0pt", "–"]
     assert rows["general probe, before ↑"] == ["60.0%"] * 3
     assert rows["general probe, after ↑"] == ["55.0%", "55.0%", "–"]
-    assert rows["replayed share of rows"] == ["–", "25.0%", "–"]
-    assert rows["replayed share of target tokens"] == ["–", "20.0%", "–"]
-    assert rows["steps"] == ["1500"] * 3
+    assert rows["replayed share of rows since task 2"] == ["–", "25.0%", "–"]
+    assert rows["replayed share of target tokens since task 2"] == ["–", "20.0%", "–"]
+    assert rows["steps"] == ["1,500"] * 3
+    assert "steps skipped" not in rows
     assert rows["seconds of training"] == ["41.3"] * 3
+
+
+def test_the_main_metric_is_shown_also_where_it_is_zero(shown: Any, tmp_path: Path) -> None:
+    """Naive never had an answer right, replay had: both show exact match first. Alone, naive shows the loss too."""
+    loss = {**LOSSES, "per_task": {"comparison": {"final": 10.0}, "a [b]task[/b]": {"final": 0.25}}}
+    zero = {**SCORES, "average": 0.0, "learning": 0.0, "per_task": {"comparison": {"final": 0.0}}}
+    metrics = {"exact_match": zero, "loss": loss}
+    naive = write(tmp_path / "naive", 0.0, metrics=metrics)
+    replay = write(tmp_path / "replay", metrics={"exact_match": SCORES | {"per_task": {}}, "loss": loss})
+    assert shown(replay)["loss, average ↓"] == ["1.000"]
+    assert shown.printed.count(" of each task at the end") == 1
+    assert shown(naive, replay)["comparison"] == ["0.0%", "–"]
+    assert shown.printed.count(" of each task at the end") == 1
+
+    rows = shown(naive)
+    first, second = shown.printed.split("loss of each task at the end (lower is better)")
+    assert "exact match of each task at the end" in first
+    assert "comparison" in first
+    assert "general probe, before" in first
+    assert not any(label.startswith("loss, ") for label in rows)
+    assert "learning accuracy" not in second
+    # Three decimals for every loss, and none says more than it can.
+    assert (rows["comparison"], rows["a [b]task[/b]"]) == (["10.000"], ["0.250"])
+    assert (rows["average ↓"], rows["when learnt ↓"], rows["forgetting ↓"]) == (["1.000"], ["12.500"], ["0.000"])
+
+
+def test_runs_of_which_one_has_only_a_loss(shown: Any, tmp_path: Path) -> None:
+    """Exact match where any run has it, whatever the order."""
+    loss = {**LOSSES, "per_task": {}}
+    text = write(
+        tmp_path / "text", main_metric="loss", metrics={"loss": loss}, scores={"loss": {"values": [[1.0]]}}
+    )
+    rows = shown(text, write(tmp_path / "asked"))
+    assert rows["comparison"] == ["–", "50.0%"]
+    assert shown(text)["when learnt ↓"] == ["12.500"]
+
+
+def test_no_task_has_held_out_rows(shown: Any, tmp_path: Path) -> None:
+    rows = shown(write(tmp_path / "run", main_metric="loss", metrics={}, scores={}))
+    assert rows["comparison"] == ["–"]
+
+
+def test_rows_memory_and_skipped_steps(shown: Any, tmp_path: Path) -> None:
+    data = {"comparison": {"evaluation": 1200}, "a [b]task[/b]": {"evaluation": 1}}
+    other = {"comparison": {"evaluation": 1200}, "a [b]task[/b]": {"evaluation": 2}}
+    one = write(tmp_path / "one", data=data, memory=2000, skipped=12)
+    rows = shown(one, write(tmp_path / "two", data=other, memory=None, skipped=0))
+    assert rows["comparison (1,200 rows)"] == ["50.0%", "50.0%"]
+    assert "a [b]task[/b]" in rows  # they differ
+    assert rows["replay memory, rows"] == ["2,000", "–"]
+    assert rows["steps skipped"] == ["12", "–"]
+    told = "one: 12 of 1,500 steps were skipped, since loss or gradient was not finite."
+    assert told in shown.printed
+    assert "two: " not in shown.printed
+    assert "a [b]task[/b] (1 row)" in shown(one)
+
+
+def test_the_figure_beside_a_page_about_several_runs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, picture = tmp_path / "compared.html", tmp_path / "comparison.png"
+
+    def pages(paths: Any, out: Path) -> Path:
+        picture.touch()
+        return out
+
+    monkeypatch.setattr(show, "write_pages", pages)
+    runs = [write(tmp_path / name) for name in ("one", "two")]
+    show.rebuild(runs, page)
+    assert capsys.readouterr().out == f"report: {page}\nfigure: {picture}\n"
+    show.rebuild(runs[:1], page)
+    assert capsys.readouterr().out == f"report: {page}\n"
+    show.print_results(runs, Terminal(), page)
+    assert f"figure: {picture}" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_a_probe_of_plain_text_is_shown_by_its_loss(shown: Any, tmp_path: Path) -> None:

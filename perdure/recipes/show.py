@@ -6,22 +6,22 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perdure.config import FORMAT
 from perdure.errors import NewerFormatError, RunError, StorageError
 from perdure.training.display import Display
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 NOTHING = "–"
-SUMMARY = {
-    "average": "average",
-    "learning": "learning accuracy",
-    "forgetting": "forgetting",
-    "backward_transfer": "backward transfer",
-}
+SUMMARY = ("average", "learning", "forgetting", "backward_transfer")
+Results = dict[str, Any]
+Section = dict[str, list[str]]
 
 
-def read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> Results:
     """A finished run's results.json."""
     file = path / "results.json"
     try:
@@ -38,83 +38,164 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def print_results(paths: Sequence[Path], display: Display, report: Path | None = None) -> None:
-    """One table, a column for each run, and where everything is."""
-    from rich import box
+    """One table, a column for each run, a second by the loss where no answer was right, and where everything is."""
     from rich.console import Console
+    from rich.text import Text
+
+    from perdure.report import words
+
+    names, results = [path.name for path in paths], [read_results(path) for path in paths]
+    metric = words.main_metric(str(result["main_metric"]) for result in results)
+    # A table of zeros alone tells nothing of what was learnt and forgotten.
+    blank = metric != "loss" and not any(map(_right, results))
+    console = getattr(display, "console", None) or Console()
+    console.print()
+    for name, result in zip(names, results, strict=True):
+        if skipped := result.get("skipped"):
+            console.print(Text(words.skipped(name, skipped, result["steps"]), style="bold red"), soft_wrap=False)
+    sections = [*_scores(results, metric), {} if blank else _loss(results, metric), _probe(results, metric)]
+    console.print(_table(results, names, metric, [*sections, _cost(results)]))
+    if blank:
+        console.print(_table(results, names, "loss", _scores(results, "loss")))
+    for path in paths:
+        display.say(f"run:    {path}")
+    for line in _pages(paths, report or paths[0] / "report.html"):
+        display.say(line)
+
+
+def _table(results: Sequence[Results], names: Sequence[str], metric: str, sections: Sequence[Section]) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from perdure.report import words
 
-    runs = [(path.name, read_results(path)) for path in paths]
-    metric = _shown_metric([result for _, result in runs])
-    higher = runs[0][1]["metrics"][metric]["higher_is_better"]
-    title = f"{words.label(metric)} of each task at the end ({words.direction(higher)})"
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", max_width=44)
-    for name, _ in runs:
+    better = words.direction(_higher(results, metric))
+    title = Text(f"{words.label(metric)} of each task at the end ({better})")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", max_width=45)
+    for name in names:
         table.add_column(Text(name), justify="right", no_wrap=True, overflow="ellipsis")
-    for section in _sections([result for _, result in runs], metric, higher):
+    for section in sections:
         for label, cells in section.items():
-            if any(cell != NOTHING for cell in cells):
-                table.add_row(Text(label), *cells)
+            table.add_row(Text(label), *cells)
         table.add_section()
-    console = getattr(display, "console", None) or Console()
-    console.print()
-    console.print(table)
-    for path in paths:
-        display.say(f"run:    {path}")
-    display.say(f"report: {report or paths[0] / 'report.html'}")
+    return table
 
 
-def _shown_metric(results: Sequence[dict[str, Any]]) -> str:
-    """The main metric; the loss where no run has one right answer, for zeros tell nothing."""
-    main = str(results[0]["main_metric"])
-    summaries = [result["metrics"].get(main, {}) for result in results]
-    found = any(one.get(key) for one in summaries for key in ("average", "learning"))
-    return main if found or "loss" not in results[0]["metrics"] else "loss"
+def _right(result: Results) -> bool:
+    """Whether any score of the run's main metric is more than 0."""
+    scores = result["scores"].get(result["main_metric"]) or {
+        "values": []
+    }  # nothing, where no task has held-out rows
+    return any(value for row in scores["values"] for value in row)
 
 
-def _sections(results: Sequence[dict[str, Any]], metric: str, higher: bool) -> list[dict[str, list[str]]]:
-    """Groups of the table's rows: what each is called, and a cell for each run."""
+def _higher(results: Sequence[Results], metric: str) -> bool:
+    return any(result["metrics"].get(metric, {}).get("higher_is_better") for result in results)
+
+
+def _scores(results: Sequence[Results], metric: str) -> list[Section]:
+    """Each task's score at the end, and what the matrix says in sum: a cell for each run."""
     from perdure.report import words
     from perdure.report.read import number
 
-    summaries = [result["metrics"].get(metric) or {"per_task": {}} for result in results]
+    found = [result["metrics"].get(metric) or {"per_task": {}} for result in results]
     tasks = {
-        task: [words.value(metric, number(s["per_task"].get(task, {}).get("final"))) for s in summaries]
+        _task(task, results): [number(one["per_task"].get(task, {}).get("final")) for one in found]
         for task in dict.fromkeys(task for result in results for task in result["tasks"])
     }
-    summary = {
-        f"{name} {words.arrow(key, higher)}": [words.of_summary(metric, key, number(s.get(key))) for s in summaries]
-        for key, name in SUMMARY.items()
-    }
-    losses = [] if metric == "loss" else [result["metrics"].get("loss") or {} for result in results]
-    loss = {
-        f"loss, {SUMMARY[key]} {words.arrow(key, False)}": [
-            words.of_summary("loss", key, number(one.get(key))) for one in losses
-        ]
-        for key in ("average", "forgetting")
-    }
+    summary = {key: [number(one.get(key)) for one in found] for key in SUMMARY}
+    digits = words.decimals(metric, (x for row in (*tasks.values(), *summary.values()) for x in row))
+    higher = _higher(results, metric)
+    return [
+        {name: [words.value(metric, x, digits=digits) for x in row] for name, row in tasks.items()},
+        _measured(
+            {
+                words.column(key, metric, higher): [words.of_summary(metric, key, x, digits) for x in row]
+                for key, row in summary.items()
+            }
+        ),
+    ]
+
+
+def _task(task: str, results: Sequence[Results]) -> str:
+    """A task with the number of its evaluation rows, where the runs agree on it."""
+    rows = {result.get("data", {}).get(task, {}).get("evaluation") for result in results}
+    number = rows.pop() if len(rows) == 1 else None
+    return task if number is None else f"{task} ({number:,} row{'s' * (number != 1)})"
+
+
+def _loss(results: Sequence[Results], metric: str) -> Section:
+    """The loss in sum, beside a main metric that is another."""
+    from perdure.report import words
+    from perdure.report.read import number
+
+    if metric == "loss":
+        return {}
+    losses = [result["metrics"].get("loss") or {} for result in results]
+    found = {key: [number(one.get(key)) for one in losses] for key in ("average", "forgetting")}
+    digits = words.decimals("loss", (x for row in found.values() for x in row))
+    return _measured(
+        {
+            f"loss, {words.column(key, 'loss', False)}": [words.of_summary("loss", key, x, digits) for x in row]
+            for key, row in found.items()
+        }
+    )
+
+
+def _probe(results: Sequence[Results], metric: str) -> Section:
+    from perdure.report import words
+    from perdure.report.read import number
+
     # A probe of plain text has no answers to match: it is scored by its loss alone.
     scored = metric if any(result["probe"].get(metric) for result in results) else "loss"
-    probes = [result["probe"].get(scored) or [None] for result in results]
+    columns = [result["probe"].get(scored) or [None] for result in results]
     name = "general probe" if scored == metric else f"general probe, {words.label(scored)}"
-    arrow = words.arrow("average", higher and scored == metric)
-    probe = {
-        f"{name}, before {arrow}": [words.value(scored, number(column[0])) for column in probes],
-        f"{name}, after {arrow}": [
-            words.value(scored, number(column[-1] if len(column) > 1 else None)) for column in probes
-        ],
+    arrow = words.arrow("average", scored == metric and _higher(results, metric))
+    ends = {
+        "before": [number(column[0]) for column in columns],
+        "after": [number(column[-1] if len(column) > 1 else None) for column in columns],
     }
+    digits = words.decimals(scored, (x for row in ends.values() for x in row))
+    return _measured(
+        {
+            f"{name}, {when} {arrow}": [words.value(scored, x, digits=digits) for x in row]
+            for when, row in ends.items()
+        }
+    )
+
+
+def _cost(results: Sequence[Results]) -> Section:
+    from perdure.report import words
+
     replay = [result["replay"] or {} for result in results]
-    cost = {
-        "replayed share of rows": [words.percent(one.get("row_share")) for one in replay],
-        "replayed share of target tokens": [words.percent(one.get("target_share")) for one in replay],
-        "steps": [str(result["steps"]) for result in results],
-        "seconds of training": [f"{result['seconds']:.1f}" for result in results],
-    }
-    return [tasks, summary, loss, probe, cost]
+    return _measured(
+        {
+            "replay memory, rows": [words.count(result.get("memory")) for result in results],
+            "replayed share of rows since task 2": [words.percent(one.get("row_share")) for one in replay],
+            "replayed share of target tokens since task 2": [
+                words.percent(one.get("target_share")) for one in replay
+            ],
+            "steps": [words.count(result["steps"]) for result in results],
+            "steps skipped": [words.count(result.get("skipped") or None) for result in results],
+            "seconds of training": [f"{result['seconds']:,.1f}" for result in results],
+        }
+    )
+
+
+def _measured(section: Section) -> Section:
+    """The rows that any run has a value for."""
+    return {label: cells for label, cells in section.items() if any(cell != NOTHING for cell in cells)}
+
+
+def _pages(paths: Sequence[Path], page: Path) -> list[str]:
+    """Where the page lies, and the figure that `write_report` leaves beside one about several runs."""
+    from perdure.report import COMPARISON
+
+    picture = page.with_name(COMPARISON)
+    figure = [f"figure: {picture}"] if len(paths) > 1 and picture.is_file() else []
+    return [f"report: {page}", *figure]
 
 
 def write_pages(paths: Sequence[Path], out: Path | None = None) -> Path:
@@ -141,4 +222,4 @@ def rebuild(paths: Sequence[Path], out: Path | None) -> None:
         out = paths[0] if len(paths) == 1 else Path(os.path.commonpath([p.resolve() for p in paths]))
     if out.suffix != ".html":
         out = out / "report.html"
-    print(f"report: {write_pages(paths, out)}")
+    print(*_pages(paths, write_pages(paths, out)), sep="\n")

@@ -25,6 +25,7 @@ def colour_scale(tables: Sequence[Scores]) -> Normalize:
 
 def cells(ax: Axes, table: Scores, colours: Colormap, scale: Normalize, size: int) -> None:
     """Write each value into its cell, hatch what was not measured, frame what was just trained."""
+    digits = words.decimals(table.metric, (x for row in table.values for x in row), unit=False)
     for t, row in enumerate(table.values):
         for i, x in enumerate(row):
             if not math.isfinite(x):
@@ -34,7 +35,7 @@ def cells(ax: Axes, table: Scores, colours: Colormap, scale: Normalize, size: in
             if not math.isnan(x):
                 red, green, blue, _ = colours(scale(x))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 and math.isfinite(x)
-                text = words.value(table.metric, x, unit=False)
+                text = words.value(table.metric, x, unit=False, digits=digits)
                 ax.text(i, t, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
         for i in range(len(row)):
             if table.trained(i) == t:  # the diagonal: the task was just trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,8 @@ STYLE: dict[Any, Any] = {
     # Names come from data: a dollar sign in them is no formula.
     "text.parse_math": False,
     "text.usetex": False,
+    # Hinting thins the crossbars and bowls of small glyphs, until sans digits look like those of a serif face.
+    "text.hinting": "no_hinting",
     "axes.unicode_minus": True,
 }
 
@@ -69,14 +71,14 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def panels(
-    num: int, width: float, height: float, *, extra: float = 0.0, **options: Any
+    num: int, width: float, height: float | Sequence[float], *, extra: float = 0.0, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """A figure with `num` panels of that size in inches, as many beside one another as fit, and no empty frame.
 
     Args:
         num: how many panels.
         width: of one panel; a lone panel may be wider than MAX_WIDTH, and then the figure is.
-        height: of one panel.
+        height: of one panel, or of each; a row is as high as its highest.
         extra: inches kept on the right for a legend.
         options: passed to `Figure.subplots` (sharex, sharey).
     """
@@ -84,9 +86,11 @@ def panels(
     rows = -(-num // columns)
     columns = -(-num // rows)
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03, hspace=0.05)
-    figure = Figure(figsize=(columns * width + extra, rows * height), layout=layout)
+    heights = [height] * num if isinstance(height, int | float) else height
+    tall = [max(heights[i * columns : (i + 1) * columns]) for i in range(rows)]
+    figure = Figure(figsize=(columns * width + extra, sum(tall)), layout=layout)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=tall, **options)
     flat = list(axes.flat)
     for unused in flat[num:]:
         unused.remove()
@@ -101,6 +105,7 @@ def png(figure: Figure) -> bytes:
 
 
 def headline(figure: Figure, text: str) -> None:
-    """A line on top that says what is shown, broken where the figure ends."""
+    """Lines on top that say what is shown, broken where the figure ends."""
     characters = max(20, int(figure.get_figwidth() / 0.072))
-    figure.suptitle(textwrap.fill(text, characters), fontsize=9, color="#374151")
+    lines = [textwrap.fill(line, characters) for line in text.split("\n")]
+    figure.suptitle("\n".join(lines), fontsize=9, color="#374151")

@@ -18,7 +18,7 @@ from perdure.errors import StorageError
 from perdure.report import words
 from perdure.report.read import Run, number, read_run, read_runs
 
-PAGE = "report.html"
+PAGE, COMPARISON = "report.html", "comparison.png"
 Table = dict[str, Any]
 
 
@@ -43,27 +43,32 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     read = read_runs(runs)
     context = _context(read)
     if "comparison" in context:
-        _write(out.with_name("comparison.png"), context.pop("comparison"))
+        _write(out.with_name(COMPARISON), context.pop("comparison"))
     _write(out, render(context).encode("utf-8", "replace"))
     return out
 
 
 def write_plots(run: Path | str) -> list[Path]:
-    """Write the figures of one run into its folder `plots`; returns their paths."""
+    """Write the figures of one run into its folder `plots`; returns their paths. Older figures are removed."""
     from perdure.report import plots
 
     read, folder = read_run(run), Path(run) / "plots"
     figures: dict[str, bytes] = {}
     for metric, scores in read.scores.items():
-        if scores.tasks:
+        if not scores.blank():
             name = re.sub(r"[^\w.-]", "_", metric)
             figures[f"matrix_{name}.png"] = plots.heat_map([read], metric)
             figures[f"curves_{name}.png"] = plots.curves([read], metric)
-            figures[f"forgetting_{name}.png"] = plots.lost([read], metric)
+            if scores.outlasted():
+                figures[f"forgetting_{name}.png"] = plots.lost([read], metric)
     if read.steps:
         figures["training_loss.png"] = plots.training_loss([read])
     for name, content in figures.items():
         _write(folder / name, content)
+    for kind in ("matrix", "curves", "forgetting"):
+        for path in folder.glob(f"{kind}_*.png"):
+            if path.name not in figures:
+                path.unlink(missing_ok=True)
     return [folder / name for name in figures]
 
 
@@ -83,6 +88,7 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
 
     context: dict[str, Any] = {
         "title": ", ".join(run.name for run in runs),
+        "warnings": [words.skipped(run.name, run.skipped, run.num_steps) for run in runs if run.skipped],
         "sentences": words.sentences(runs),
         "runs": _table("Runs", ["run", *FACTS], ([run.name, *_facts(run)] for run in runs)),
         "metrics": [],
@@ -94,23 +100,25 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
         "configs": [(run.name, run.config) for run in runs if run.config],
         "commands": [_again(run) for run in runs],
     }
-    for metric in dict.fromkeys(metric for run in runs for metric in run.scores):
+    main = words.main_metric(next(iter(run.scores)) for run in runs if run.scores)
+    for metric in dict.fromkeys([main, *(metric for run in runs for metric in run.scores)]):
         some = [run for run in runs if metric in run.scores and run.scores[metric].tasks]
         if not some:
             continue
         figures = []
-        if len(some) > 1 and not context["metrics"]:
-            context["comparison"] = plots.comparison(some, metric)
-            figures.append(_figure(context["comparison"], "The runs compared", metric, some))
-        figures += [
-            _figure(plots.heat_map(some, metric), "Score matrix", metric, some),
-            _figure(plots.curves(some, metric), "Scores over the stream", metric, some),
-            _figure(plots.lost(some, metric), "Scores when learnt and at the end", metric, some),
-        ]
+        if drawn := not all(run.scores[metric].blank() for run in some):
+            if len(some) > 1 and "comparison" not in context:
+                context["comparison"] = plots.comparison(some, metric)
+                figures.append(_figure(context["comparison"], "The runs compared", metric, some))
+            figures.append(_figure(plots.heat_map(some, metric), "Score matrix", metric, some))
+            figures.append(_figure(plots.curves(some, metric), "Scores over the stream", metric, some))
+            if any(run.scores[metric].outlasted() and not run.scores[metric].blank() for run in some):
+                figures.append(_figure(plots.lost(some, metric), "Scores when learnt and at the end", metric, some))
         context["metrics"].append(
             {
                 "name": words.label(metric),
                 "direction": words.direction(some[0].scores[metric].higher_is_better),
+                "drawn": drawn,
                 "figures": figures,
                 "summary": _summary(some, metric),
                 "tasks": _tasks(some, metric),
@@ -134,7 +142,7 @@ def _facts(run: Run) -> list[str]:
     return [
         *(str(results.get(key, "–")) for key in ("strategy", "model", "tuning", "seed")),
         words.count(trainable) + share,
-        words.count(results.get("steps", run.steps[-1]["step"] if run.steps else None)),
+        words.count(run.num_steps),
         words.duration(results.get("seconds")),
         words.count(round(statistics.median(speeds))) if speeds else "–",
         "finished" if run.finished else "not finished",
@@ -144,40 +152,51 @@ def _facts(run: Run) -> list[str]:
 def _summary(runs: Sequence[Run], metric: str) -> Table:
     higher = runs[0].scores[metric].higher_is_better
     keys = [key for key in words.COLUMNS if any(run.summaries[metric].get(key) is not None for run in runs)]
+    found = [[number(run.summaries[metric].get(key)) for key in keys] for run in runs]
+    digits = words.decimals(metric, (x for row in found for x in row))
     return _table(
         f"{words.label(metric)} of each run",
-        ["run", *(f"{words.COLUMNS[key]} {words.arrow(key, higher)}" for key in keys)],
+        ["run", *(words.column(key, metric, higher) for key in keys)],
         (
-            [run.name, *(words.of_summary(metric, key, number(run.summaries[metric].get(key))) for key in keys)]
-            for run in runs
+            [run.name, *(words.of_summary(metric, key, x, digits) for key, x in zip(keys, row, strict=True))]
+            for run, row in zip(runs, found, strict=True)
         ),
     )
 
 
 def _tasks(runs: Sequence[Run], metric: str) -> Table:
+    found = [
+        (task, run, [scores.before(i), scores.learnt(i), scores.final(i), scores.changed(i)])
+        for run in runs
+        for scores in [run.scores[metric]]
+        for i, task in enumerate(scores.tasks)
+    ]
+    digits = words.decimals(metric, (x for _, _, values in found for x in values))
     rows = []
-    for run in runs:
-        scores = run.scores[metric]
-        for i, task in enumerate(scores.tasks):
-            values = [scores.before(i), scores.learnt(i), scores.final(i)]
-            change = words.value(metric, values[2] - values[1], signed=True)
-            name = [run.name] if len(runs) > 1 else []
-            rows.append([task, *name, *(words.value(metric, x) for x in values), change])
+    for task, run, values in found:
+        name = [run.name] if len(runs) > 1 else []
+        scored = words.count((run.results.get("data") or {}).get(task, {}).get("evaluation"))
+        texts = [words.value(metric, x, signed=i == 3, digits=digits) for i, x in enumerate(values)]
+        rows.append([task, *name, scored, *texts])
     name = ["run"] if len(runs) > 1 else []
-    head = ["task", *name, "before training", "when learnt", "at the end", "change since learnt"]
+    head = ["task", *name, "evaluation rows", "before training", "when learnt", "at the end", "change since learnt"]
     order = {task: i for i, task in enumerate(dict.fromkeys(row[0] for row in rows))}
     return _table(f"{words.label(metric)} of each task", head, sorted(rows, key=lambda row: order[row[0]]))
 
 
 def _probe(runs: Sequence[Run]) -> Table | None:
+    found = [
+        (run, metric, [values[0], last, last - values[0]])
+        for run in runs
+        for metric, values in run.probe.items()
+        if values
+        for last in [values[-1] if len(values) > 1 else math.nan]
+    ]
     rows = []
-    for run in runs:
-        for metric, values in run.probe.items():
-            if values:
-                first, last = values[0], values[-1] if len(values) > 1 else math.nan
-                change = words.value(metric, last - first, signed=True)
-                row = [words.value(metric, first), words.value(metric, last), change]
-                rows.append([run.name, words.label(metric), *row])
+    for run, metric, values in found:
+        digits = words.decimals(metric, (x for _, other, row in found if other == metric for x in row))
+        texts = [words.value(metric, x, signed=i == 2, digits=digits) for i, x in enumerate(values)]
+        rows.append([run.name, words.label(metric), *texts])
     head = ["run", "metric", "before training", "at the end", "change"]
     return _table("General probe", head, rows) if rows else None
 
@@ -185,17 +204,20 @@ def _probe(runs: Sequence[Run]) -> Table | None:
 def _replay(runs: Sequence[Run]) -> Table | None:
     rows = []
     for run in runs:
-        if shares := run.results.get("replay"):
+        shares, memory = run.results.get("replay") or {}, run.results.get("memory")
+        if shares or memory is not None:
             rows.append(
                 [
                     run.name,
+                    words.count(memory),
                     words.count(shares.get("rows")),
                     words.percent(shares.get("row_share")),
                     words.count(shares.get("targets")),
                     words.percent(shares.get("target_share")),
                 ]
             )
-    head = ["run", "replayed rows", "of rows since task 2", "replayed targets", "of targets since task 2"]
+    head = ["run", "replay memory, rows", "replayed rows", "replayed share of rows since task 2"]
+    head += ["replayed target tokens", "replayed share of target tokens since task 2"]
     return _table("Replay", head, rows) if rows else None
 
 
@@ -203,7 +225,8 @@ def _data(run: Run) -> Table | None:
     data = run.results.get("data") or {}
     columns = list(dict.fromkeys(key for counts in data.values() for key in counts))
     rows = [[task, *(_plain(counts.get(key)) for key in columns)] for task, counts in data.items()]
-    return _table("Rows of each task", ["task", *(words.label(key) for key in columns)], rows) if rows else None
+    table = _table("Rows of each task", ["task", *(words.label(key) for key in columns)], rows)
+    return {**table, "notes": words.few(data)} if rows else None
 
 
 def _machine(run: Run) -> dict[str, str]:

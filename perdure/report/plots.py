@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from perdure.report import words
 from perdure.report.axes import bars, cells, colour_scale, percent_axis, stage_axis, step_axis, tilt
-from perdure.report.canvas import COLOURS, GREY, headline, line_style, panels, png, style
+from perdure.report.canvas import COLOURS, GREY, MAX_WIDTH, headline, line_style, panels, png, style
 from perdure.report.read import Run, Scores, number
 
 POINTS = 400  # of a training curve; more cannot be seen
@@ -39,19 +39,22 @@ def heat_map(runs: Sequence[Run], metric: str) -> Figure:
     """R of each run on one colour scale: a row after each stage, a column a task, the value in the cell."""
     tables = [run.scores[metric] for run in runs]
     most_tasks = max(len(table.tasks) for table in tables)
-    most_rows = max(len(table.values) for table in tables)
     longest = min(24, max(len(name) for table in tables for name in (*table.stages, *table.tasks, "start")))
-    cell = (0.42, 0.27) if most_tasks > 8 else (0.5, 0.34)
+    cell = (0.42, 0.27 if most_tasks > 8 else 0.34)
+    inner, names = max(1.8, most_tasks * cell[0] + 0.2), longest * 0.065 + 0.4
+    # Beside a panel with the same stages, a panel needs no names of its own; so more fit beside one another.
+    own = [i == 0 or table.stages != tables[i - 1].stages for i, table in enumerate(tables)]
+    width = inner + names * sum(own) / len(own)
     figure, axes = panels(
         len(runs),
-        max(3.2, most_tasks * cell[0] + longest * 0.07 + 0.9),
-        most_rows * cell[1] + longest * 0.045 + 0.6,
+        width if width * len(runs) + 0.8 <= MAX_WIDTH else inner + names,
+        [len(table.values) * cell[1] + longest * 0.045 + 0.6 for table in tables],
         extra=0.8,
     )
     colours = colormaps["viridis" if tables[0].higher_is_better else "viridis_r"]
     scale = colour_scale(tables)
     image = None
-    for ax, run, table in zip(axes, runs, tables, strict=True):
+    for ax, run, table, alone in zip(axes, runs, tables, own, strict=True):
         masked = np.ma.masked_invalid(np.array(table.values))
         image = ax.imshow(masked, cmap=colours, norm=scale, aspect="auto")
         cells(ax, table, colours, scale, 7 if most_tasks > 8 else 8)
@@ -59,9 +62,13 @@ def heat_map(runs: Sequence[Run], metric: str) -> Figure:
         ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
         for text in ax.get_xticklabels():
             text.set(rotation=35, ha="left", rotation_mode="anchor")
-        stages = [f"after {name}" for name in words.short(table.stages)]
-        ax.set_yticks(range(len(table.values)), ["start", *stages])
-        ax.set(xlim=(-0.5, most_tasks - 0.5), ylim=(most_rows - 0.5, -0.5))
+        ax.set_yticks(range(len(table.values)), ["start", *words.short(table.stages)])
+        spec = ax.get_subplotspec()
+        if alone or (spec is not None and spec.is_first_col()):
+            ax.set_ylabel("after")
+        else:
+            ax.tick_params(labelleft=False)
+        ax.set(xlim=(-0.5, most_tasks - 0.5), ylim=(len(table.values) - 0.5, -0.5))
         ax.spines[:].set_visible(False)
         _title(ax, run, runs)
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=25, shrink=0.8) if image else None
@@ -116,7 +123,12 @@ def curves(runs: Sequence[Run], metric: str) -> Figure:
 
 @_as_png
 def lost(runs: Sequence[Run], metric: str) -> Figure:
-    """What became of each task: its score when learnt (pale), at the end (solid), and the difference."""
+    """What became of each task: its score when learnt (pale), at the end (solid), and the difference.
+
+    Runs that stop where they learnt (joint, isolated) could only show zeros: they are named and not drawn.
+    """
+    left_out = [run for run in runs if not run.scores[metric].outlasted()]
+    runs = [run for run in runs if run not in left_out]
     tasks = list(dict.fromkeys(task for run in runs for task in run.scores[metric].tasks))
     names = words.short(tasks)
     higher = runs[0].scores[metric].higher_is_better
@@ -131,13 +143,14 @@ def lost(runs: Sequence[Run], metric: str) -> Figure:
     if metric in words.SHARES:
         high = 1.0
     room = (high - low or 1.0) * 0.3
+    digits = words.decimals(metric, (final - learnt for pairs in ends for learnt, final in pairs), unit=False)
     for ax, run, pairs in zip(axes, runs, ends, strict=True):
         for y, (learnt, final) in enumerate(pairs):
             ax.barh(y, learnt, height=0.72, color="#c7d7e8")
             ax.barh(y, final, height=0.36, color=COLOURS[0])
             change = final - learnt
             worse = change < 0 if higher else change > 0
-            text = words.value(metric, change, signed=True, unit=False)
+            text = words.value(metric, change, signed=True, unit=False, digits=digits)
             tip = max([x for x in (learnt, final, 0.0) if math.isfinite(x)])
             ax.text(
                 tip + room * 0.08, y, text, va="center", fontsize=8,
@@ -154,9 +167,11 @@ def lost(runs: Sequence[Run], metric: str) -> Figure:
     handles = [Patch(color="#c7d7e8", label="when learnt"), Patch(color=COLOURS[0], label="at the end")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     unit = " in points" if metric in words.SHARES else ""
-    headline(
-        figure, f"{_name(metric)} when learnt and at the end, with the change{unit}; {words.direction(higher)}"
-    )
+    text = f"{_name(metric)} when learnt and at the end, with the change{unit}; {words.direction(higher)}"
+    if left_out:
+        names = words.short([run.name for run in left_out])
+        text += f"\nNot shown: {', '.join(names)}; nothing was measured after learning"
+    headline(figure, text)
     return figure
 
 
@@ -200,11 +215,15 @@ def comparison(runs: Sequence[Run], metric: str) -> Figure:
     figure.clear()
     grid = figure.add_gridspec(2, 3, height_ratios=[tall, 2.9])
     shared: Axes | None = None
-    for column, key in enumerate(("average", "forgetting", "learning")):
+    shown = {
+        key: [number(run.summaries[metric].get(key)) for run in runs]
+        for key in ("average", "forgetting", "learning")
+    }
+    digits = words.decimals(metric, (x for values in shown.values() for x in values))
+    for column, (key, values) in enumerate(shown.items()):
         ax = figure.add_subplot(grid[0, column], sharey=shared)
-        values = [number(run.summaries[metric].get(key)) for run in runs]
-        bars(ax, [words.of_summary(metric, key, x) for x in values], values)
-        ax.set_title(f"{words.COLUMNS[key]} {words.arrow(key, higher)}")
+        bars(ax, [words.of_summary(metric, key, x, digits) for x in values], values)
+        ax.set_title(words.column(key, metric, higher))
         if shared is None:
             shared = ax
             ax.set_yticks(range(len(runs)), names)

@@ -49,6 +49,19 @@ class Scores:
         """Score in the last row."""
         return self.values[-1][task]
 
+    def changed(self, task: int) -> float:
+        """What became of its score since it was learnt; NaN where no stage came after any."""
+        return self.final(task) - self.learnt(task) if self.outlasted() else math.nan
+
+    def outlasted(self) -> bool:
+        """Whether a stage came after the one that trained a task: only then could something be forgotten."""
+        last = len(self.values) - 1
+        return any((self.trained(i) or last) < last for i in range(len(self.tasks)))
+
+    def blank(self) -> bool:
+        """Whether there is nothing to draw: every score that was measured is 0."""
+        return not any(value and not math.isnan(value) for row in self.values for value in row)
+
     def mean_seen(self) -> list[float]:
         """Mean score over the tasks trained so far, for rows 1 and up."""
         rows = [self.trained(i) for i in range(len(self.tasks))]
@@ -60,7 +73,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run folder. What an unfinished run has not written yet is empty."""
+    """One run folder. What an unfinished run has not written yet is empty; `scores` begin with the main metric."""
 
     path: Path
     name: str
@@ -71,6 +84,7 @@ class Run:
     evaluations: tuple[Mapping[str, Any], ...] = ()
     probe: Mapping[str, Sequence[float]] = field(default_factory=dict)
     config: str = ""
+    skipped: int = 0
     unreadable: int = 0
 
     @property
@@ -90,6 +104,11 @@ class Run:
         for scores in self.scores.values():
             names.update(dict.fromkeys(scores.tasks))
         return tuple(names)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Steps that were taken, skipped ones included."""
+        return self.results.get("steps", self.steps[-1]["step"] if self.steps else None)
 
     def boundaries(self) -> list[tuple[str, int]]:
         """Each stage's name and the step at which it ended (so far), in order."""
@@ -174,9 +193,10 @@ def _build(path: Path, results: dict[str, Any], events: list[dict[str, Any]], un
     for table in scores.values():
         if len(table.values) != len(table.stages) + 1 or any(len(r) != len(table.tasks) for r in table.values):
             raise ValueError(f"the scores of {table.metric} do not fit their tasks and stages")
-    # Kept in one order, whatever the writer's: the metric people ask for first, the loss last.
-    first = ("exact_match", "accuracy", "r2")
-    order = sorted(scores, key=lambda m: (first.index(m) if m in first else 3 + (m == "loss"), m))
+    # Kept in one order, whatever the writer's: the run's main metric first, the loss last. A run without results
+    # has not said which is its main one.
+    first = (results.get("main_metric"), "exact_match", "accuracy", "r2")
+    order = sorted(scores, key=lambda m: (first.index(m) if m in first else 4 + (m == "loss"), m))
     stated = results.get("metrics") or {}
     return Run(
         path=path,
@@ -188,6 +208,7 @@ def _build(path: Path, results: dict[str, Any], events: list[dict[str, Any]], un
         evaluations=evaluations,
         probe=_probe(results, events),
         config=(path / CONFIG).read_text("utf-8", "replace") if (path / CONFIG).is_file() else "",
+        skipped=results.get("skipped", len({e.get("step") for e in events if e.get("event") == "skipped"})),
         unreadable=unreadable,
     )
 

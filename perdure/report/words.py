@@ -1,28 +1,29 @@
-"""How numbers and names are put into words: units, directions, shortened names, the page's first sentences."""
+"""How numbers and names are put into words: units, directions, shortened names, what the page says in sentences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from perdure.report.read import Run, mean, number
+from perdure.report.read import Run, Scores, mean, number
 
 # Shares of one: people say them in percent, and their differences in points.
 SHARES = ("exact_match", "accuracy")
 # Directions of the summary's values for a metric where more is better; for a loss only the averages turn, since
 # the differences are already signed so that forgetting is bad and transfer good.
-AVERAGES = ("average", "learning", "anytime_average", "micro_average", "pooled")
+AVERAGES = ("average", "learning", "anytime_average", "micro_average")
 COLUMNS = {
     "average": "average",
     "micro_average": "average over rows",
-    "pooled": "pooled",
-    "learning": "when learnt",
-    "anytime_average": "along the way",
+    "learning": "learning accuracy",
+    "anytime_average": "anytime average",
     "forgetting": "forgetting",
     "backward_transfer": "backward transfer",
     "forward_transfer": "forward transfer",
     "intransigence": "intransigence",
 }
+FEW = 10  # evaluation rows; with fewer, one answer moves a score by more than 10 points
 
 
 def label(metric: str) -> str:
@@ -42,8 +43,30 @@ def arrow(key: str, higher_is_better: bool) -> str:
     return "↓" if key in ("forgetting", "intransigence") else "↑"
 
 
-def value(metric: str, x: float, *, signed: bool = False, unit: bool = True) -> str:
-    """A score as text: shares in percent (differences in points), others with the digits that matter."""
+def column(key: str, metric: str, higher_is_better: bool) -> str:
+    """The name of a value of the summary, with which way is better; a loss is no accuracy."""
+    name = "when learnt" if key == "learning" and metric not in SHARES else COLUMNS[key]
+    return f"{name} {arrow(key, higher_is_better)}"
+
+
+def main_metric(metrics: Iterable[str]) -> str:
+    """The metric that stands for several runs, from those that stand for each: the loss only where all have it."""
+    return next((metric for metric in metrics if metric != "loss"), "loss")
+
+
+def decimals(metric: str, values: Iterable[float], *, unit: bool = True) -> int | None:
+    """How many decimals the values of one table or figure share; None for shares, which always have the same."""
+    if metric in SHARES:
+        return None
+    largest = max((abs(x) for x in values if math.isfinite(x) and abs(x) < 1e5), default=0.0)
+    return (3 if largest < 100 else 2) if unit else (2 if largest < 100 else 0)
+
+
+def value(metric: str, x: float, *, signed: bool = False, unit: bool = True, digits: int | None = None) -> str:
+    """A score as text: shares in percent (differences in points), others with the digits that matter.
+
+    `digits` is what `decimals` gave for the table or figure that the value stands in.
+    """
     if math.isnan(x):
         return "–"
     if math.isinf(x):
@@ -51,24 +74,26 @@ def value(metric: str, x: float, *, signed: bool = False, unit: bool = True) -> 
     if metric in SHARES:
         text = f"{abs(x) * 100:.1f}" if unit else f"{abs(x) * 100:.0f}"
         text += (" pt" if signed else " %") if unit else ""
-    elif abs(x) >= 1e5 or 0 < abs(x) < 0.0005:
+    elif abs(x) >= 1e5 or (digits is None and 0 < abs(x) < 0.0005):
         text = f"{abs(x):.1e}"
     else:
-        text = f"{abs(x):.{3 if abs(x) < 10 and unit else 2 if abs(x) < 100 else 0}f}"
+        if digits is None:
+            digits = 3 if abs(x) < 10 and unit else 2 if abs(x) < 100 else 0
+        text = f"{abs(x):.{digits}f}"
     zero = not any(c in "123456789" for c in text.split("e")[0])
     sign = "" if zero else "−" if x < 0 else "+" if signed else ""
     return sign + text
 
 
-def of_summary(metric: str, key: str, x: float) -> str:
+def of_summary(metric: str, key: str, x: float, digits: int | None = None) -> str:
     """A value of the summary as text: averages as scores, differences as differences."""
-    text = value(metric, x)
+    text = value(metric, x, digits=digits)
     return text if key in AVERAGES else text.replace(" %", " pt")
 
 
 def count(x: object) -> str:
-    """A whole number with thin spaces between thousands; a dash for what is missing."""
-    return f"{x:,}".replace(",", "\u202f") if isinstance(x, int) else "–"
+    """A whole number with commas between thousands; a dash for what is missing."""
+    return f"{x:,}" if isinstance(x, int) else "–"
 
 
 def duration(seconds: object) -> str:
@@ -119,28 +144,62 @@ def sentences(runs: Sequence[Run]) -> list[str]:
 
 
 def _forgot(run: Run) -> str:
-    metric, scores = next(iter(run.scores.items()))
-    summary, name = run.summaries[metric], label(metric)
+    metric, main = _lead(run), next(iter(run.scores))
+    scores, summary, name = run.scores[metric], run.summaries[metric], label(metric)
     average, learnt, lost = (number(summary.get(key)) for key in ("average", "learning", "forgetting"))
-    end = value(metric, average)
     if math.isnan(average):
         return ""
+    digits = decimals(metric, (average, learnt, lost))
+    end, over = value(metric, average, digits=digits), _over(run, metric)
     if math.isnan(lost):
-        tasks, before = len(scores.tasks), mean(scores.values[0])
-        start = "" if math.isnan(before) else f", from {value(metric, before)} before training"
-        verb = "ended at" if run.finished else "stands at"
-        return f"{run.name} {verb} a mean {name} of {end} over {tasks} task{'s' * (tasks != 1)}{start}."
-    size = value(metric, abs(lost)).replace(" %", " points")
-    then = f": {value(metric, learnt)} when learnt, {end} on average at the end."
-    if not any(digit in size for digit in "123456789"):
-        return f"{run.name} lost nothing of what it had learnt{then}"
-    if not scores.higher_is_better:
-        return f"{run.name}'s {name} on what it had learnt {'rose' if lost > 0 else 'fell'} by {size}{then}"
-    return f"{run.name} {'lost' if lost > 0 else 'gained'} {size} of {name} on what it had learnt{then}"
+        before = mean(scores.before(i) for i in range(len(scores.tasks)) if not math.isnan(scores.final(i)))
+        start = "" if math.isnan(before) else f", from {value(metric, before, digits=digits)} before training"
+        text = f"{run.name} {'ended' if run.finished else 'stands'} at a mean {name} of {end} {over}{start}."
+    else:
+        size = value(metric, abs(lost), digits=digits).replace(" %", " points")
+        best = f"each earlier task's {'best' if scores.higher_is_better else 'lowest'}, on average"
+        if not any(digit in size for digit in "123456789"):
+            text = f"{run.name}'s {name} ended at {best}"
+        else:
+            side = "below" if (lost > 0) == scores.higher_is_better else "above"
+            text = f"{run.name}'s {name} ended {size} {side} {best}"
+        text += f"; {over}, {value(metric, learnt, digits=digits)} when learnt and {end} at the end."
+    if metric != main:
+        which = "earlier tasks" if run.scores[main].outlasted() else "tasks"
+        text += f" By {label(main)} nothing was learnt on its {which}: none rose above its score before training."
+    return text
+
+
+def _lead(run: Run) -> str:
+    """The metric that a run is told by: its main one, but the loss where the main one never moved."""
+    main = next(iter(run.scores))
+    return main if moved(run.scores[main]) or "loss" not in run.scores else "loss"
+
+
+def moved(scores: Scores) -> bool:
+    """Whether any earlier task was ever better than before training; any task where there is no earlier one.
+
+    Also true where none of them was measured, for then nothing is known.
+    """
+    values, last = scores.values[1:], len(scores.values) - 1
+    measured = [i for i in range(len(scores.tasks)) if not all(math.isnan(row[i]) for row in values)]
+    earlier = [i for i in measured if (scores.trained(i) or last) < last] or measured
+    sign = 1 if scores.higher_is_better else -1
+    scored = [(i, row[i]) for i in earlier for row in values if not math.isnan(row[i])]
+    rose = [not sign * x <= sign * scores.before(i) for i, x in scored]  # an unknown start may have been lower
+    return any(rose) or not rose
+
+
+def _over(run: Run, metric: str) -> str:
+    """Over how many tasks a mean at the end was taken."""
+    scores, num_tasks = run.scores[metric], len(run.tasks)
+    num_measured = sum(not math.isnan(scores.final(i)) for i in range(len(scores.tasks)))
+    part = f"{num_measured} of " if num_measured < num_tasks else ""
+    return f"over {part}{num_tasks} task{'s' * (num_tasks != 1)}"
 
 
 def _against(run: Run, joint: Run) -> str:
-    metric = next(iter(run.scores))
+    metric = _lead(run)
     if metric not in joint.summaries:
         return ""
     ours, theirs = (number(r.summaries[metric].get("average")) for r in (run, joint))
@@ -153,10 +212,30 @@ def _against(run: Run, joint: Run) -> str:
 
 
 def _general(run: Run) -> str:
-    for metric, rows in run.probe.items():
-        if metric in SHARES and len(rows) > 1 and not math.isnan(rows[0]) and not math.isnan(rows[-1]):
-            return (
-                f"On the general probe, {run.name} went from {value(metric, rows[0])} "
-                f"to {value(metric, rows[-1])} {label(metric)}."
+    metric = main_metric(run.probe)  # a probe of plain text has a loss alone
+    rows = run.probe.get(metric) or [math.nan]
+    if len(rows) < 2 or math.isnan(rows[0]) or math.isnan(rows[-1]):
+        return ""
+    ends = f"from {value(metric, rows[0])} to {value(metric, rows[-1])}"
+    return f"{run.name}'s {label(metric)} on the general probe went {ends}."
+
+
+def skipped(name: str, num_skipped: int, num_steps: int | None) -> str:
+    """That a run left out updates."""
+    verb = "was" if num_skipped == 1 else "were"
+    part = f"{count(num_skipped)} of {count(num_steps)} steps"
+    return f"{name}: {part} {verb} skipped, since loss or gradient was not finite."
+
+
+def few(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which tasks have no evaluation rows, or too few for their scores to say much."""
+    out = []
+    for task, counts in data.items():
+        rows = counts.get("evaluation")
+        if rows == 0:
+            out.append(f"{task} has no evaluation rows: it was not scored and stands in no mean.")
+        elif isinstance(rows, int) and rows < FEW:
+            out.append(
+                f"{task} has {rows} evaluation row{'s' * (rows != 1)}: each is {percent(1 / rows)} of its score."
             )
-    return ""
+    return out

@@ -13,7 +13,11 @@ from perdure.storage import plain, write_json
 
 
 def main_metric(matrices: Mapping[str, ScoreMatrix]) -> str:
-    """The metric that stands for a language model: exact match where it was measured, else loss."""
+    """The metric that stands for a language model: exact match where it was measured, else loss.
+
+    Also where it is 0 throughout, so that equal recipes are told of by equal metrics. results.json states it, and
+    the tables and the page take it from there.
+    """
     return next((name for name in MAIN["causal_lm"] if name in matrices), "loss")
 
 

@@ -24,7 +24,7 @@ def make_run(tmp_path):
 
     def make(
         name="naive", tasks=("a", "b", "c"), *, metrics=("exact_match", "loss"), joint=False, results=True,
-        folder=None, track=False, sparse=False, config="seed: 0\n", **extra,
+        folder=None, track=False, sparse=False, config="seed: 0\n", scored=score, **extra,
     ):  # fmt: skip
         path = tmp_path / "runs" / (folder or name)
         path.mkdir(parents=True)
@@ -48,7 +48,7 @@ def make_run(tmp_path):
             for i, task in enumerate(tasks):
                 if sparse and i > row:
                     continue
-                found = {metric: score(row, i, metric, joint) for metric in metrics}
+                found = {metric: scored(row, i, metric, joint) for metric in metrics}
                 events.append({"event": "evaluation", "step": row * 10, "row": row, "task": task, "metrics": found})
                 for metric, value in found.items():
                     matrices[metric].record(row, task, value)

@@ -44,10 +44,10 @@ def test_one_run(make_run, tmp_path):
     tags = Tags(text).tags
     assert sum(tag == "img" for tag, _ in tags) == 7
     assert all(attrs["alt"] for tag, attrs in tags if tag == "img")
-    assert "naive lost 45.0 points of exact match" in text
+    assert "naive&#39;s exact match ended 45.0 points below each earlier task&#39;s best" in text
     assert "forgetting ↓" in text
     assert "lower is better" in text
-    assert "1\u202f000 (25.0 %)" in text
+    assert "1,000 (25.0 %)" in text
     assert "seed: 0" in text
     assert "config.yaml" in text
     assert os.listdir(tmp_path / "runs" / "naive").count("report.html") == 0
@@ -57,12 +57,98 @@ def test_one_run(make_run, tmp_path):
 def test_several_runs_side_by_side(make_run, tmp_path):
     shares = {"rows": 123, "row_share": 0.1, "targets": 4567, "target_share": 0.5}
     one = {"metrics": ("exact_match",)}
-    runs = [make_run(**one), make_run("replay", replay=shares, **one), make_run("joint", joint=True, **one)]
+    runs = [
+        make_run(**one),
+        make_run("replay", replay=shares, memory=64, **one),
+        make_run("joint", joint=True, **one),
+    ]
     text = text_of(write_report(runs, tmp_path))
     assert "kept 67 % of joint&#39;s average" in text
-    assert all(part in text for part in ("4\u202f567", "50.0 %", "Settings of joint"))
+    assert all(part in text for part in ("4,567", "50.0 %", "<td>64</td>", "Settings of joint"))
     assert text.count("Rows of each task") == 1  # the three share their data
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_exact_match_comes_first_where_any_run_has_it(make_run, tmp_path):
+    runs = [make_run("text", metrics=("loss",), main_metric="loss"), make_run("asked", main_metric="exact_match")]
+    text = text_of(write_report(runs, tmp_path / "report.html"))
+    assert text.index("<h2>Exact match") < text.index("<h2>Loss")
+
+
+def test_one_name_for_one_thing(make_run, tmp_path):
+    text = text_of(write_report([make_run()], tmp_path / "report.html"))
+    for head in ("learning accuracy ↑", "anytime average ↑", "when learnt ↓", "anytime average ↓"):
+        assert f">{head}</th>" in text
+    assert "<dt>anytime average</dt>" in text
+    assert "along the way" not in text
+    assert "learning accuracy ↓" not in text
+
+
+def test_the_probe_is_whatever_the_settings_name(make_run, tmp_path):
+    text = text_of(write_report([make_run()], tmp_path / "report.html"))
+    assert "could do before, which no task trains" not in text
+    assert "questions or plain text" in text
+    assert "even when it is joint" in text
+
+
+def test_skipped_steps_come_first(make_run, tmp_path):
+    text = text_of(write_report([make_run(EVIL, skipped=7, folder="x")], tmp_path / "report.html"))
+    warning = '<p class="warning">&lt;script&gt;alert(1)&lt;/script&gt;: 7 of 30 steps were skipped'
+    assert text.index(warning) < text.index('<ul class="lead">')
+    assert 'class="warning"' not in text_of(write_report([make_run(skipped=0)], tmp_path / "report.html"))
+
+
+def test_rows_of_each_task(make_run, tmp_path):
+    """The counts as results.json has them; who has few rows to be scored on is named."""
+    data = {
+        "a": {"train": 300, "evaluation": 1200, "duplicates": 11},
+        EVIL: {"train": 300, "evaluation": 4},
+        "c": {"train": 300, "evaluation": 0, "duplicates": 0},
+    }
+    page = write_report([make_run(tasks=("a", EVIL, "c"), data=data)], tmp_path / "report.html")
+    text = text_of(page)
+    assert '<th scope="row">a</th><td>300</td><td>1,200</td><td>11</td>' in text
+    assert '<th scope="row">a</th><td>1,200</td><td>10.0 %</td>' in text  # rows, then exact match before training
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; has 4 evaluation rows: each is 25.0 % of its score." in text
+    assert "c has no evaluation rows" in text
+    assert "Duplicates: further rows" in text
+
+
+def test_a_column_has_one_number_of_decimals(make_run, tmp_path):
+    """Losses of 12.5 before, 0.0001 when learnt and at the end: three decimals for all."""
+
+    def scored(row, column, metric, joint):
+        return 0.0001 if row else 12.5
+
+    runs = [make_run(name, joint=True, metrics=("loss",), scored=scored) for name in ("one", "two")]
+    text = text_of(write_report(runs, tmp_path / "report.html"))
+    assert "<td>12.500</td><td>0.000</td><td>0.000</td><td>–</td>" in text
+    assert "e-04" not in text
+
+
+def test_what_can_only_show_zeros_is_not_drawn(make_run, tmp_path):
+    """Exact match 0 throughout: the loss alone has figures. Of joint training no forgetting is drawn."""
+
+    def scored(row, column, metric, joint):
+        return 1.0 + row if metric == "loss" else 0.0
+
+    runs = [make_run("one", scored=scored), make_run("two", scored=scored), make_run("joint", joint=True)]
+    for some, figures in ((runs[:1], 4), (runs[:2], 5), (runs[2:], 5), (runs, 7)):
+        text = text_of(write_report(some, tmp_path / "report.html"))
+        assert text.count("<img") == figures, figures
+        assert ("so there is nothing to draw" in text) == (runs[2] not in some)
+    write_report(runs[:2], tmp_path / "report.html")
+    assert 'alt="The runs compared: loss of one, two.' in text_of(write_report(runs[:2], tmp_path))
+    assert {path.name for path in write_plots(runs[0])} == {
+        "matrix_loss.png", "curves_loss.png", "forgetting_loss.png", "training_loss.png",
+    }  # fmt: skip
+    plots = runs[2] / "plots"
+    plots.mkdir()
+    for name in ("forgetting_loss.png", "mine.png"):
+        (plots / name).touch()
+    assert not any("forgetting" in path.name for path in write_plots(runs[2]))
+    assert (plots / "mine.png").exists()
+    assert not (plots / "forgetting_loss.png").exists()
 
 
 def test_everything_from_data_is_escaped(make_run, tmp_path):

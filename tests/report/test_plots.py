@@ -1,10 +1,13 @@
 """The figures: every shape of stream, nothing outside the picture, equal bytes."""
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from perdure.report import plots, read_runs
-from perdure.report.canvas import style
+from perdure.report.canvas import MAX_WIDTH, style
 
 LONG = [f"task number {i} of a catalogue with long names, kind {'abcdefghijklmno'[i]}" for i in range(15)]
 STREAMS = {
@@ -20,7 +23,8 @@ STREAMS = {
 def figures(runs, metric):
     yield plots.heat_map, (runs, metric)
     yield plots.curves, (runs, metric)
-    yield plots.lost, (runs, metric)
+    if any(run.scores[metric].outlasted() for run in runs):
+        yield plots.lost, (runs, metric)
     yield plots.training_loss, (runs,)
     yield plots.comparison, (runs, metric)
 
@@ -59,6 +63,51 @@ def test_names_are_drawn_as_they_are_and_not_as_formulas(make_run):
         texts = [text for text in figure.findobj(Text) if "$5" in text.get_text()]
     assert texts
     assert not any(text.get_parse_math() for text in texts)
+
+
+def test_small_digits_have_strokes_of_one_width():
+    """The top of a grey 0 holds nearly as much ink as its side; thinner tops look like a serif face."""
+    with style():
+        figure = Figure(figsize=(1, 1), dpi=150)
+        canvas = FigureCanvasAgg(figure)
+        figure.text(0.4, 0.4, "0", fontsize=8)
+        canvas.draw()
+        ink = 255.0 - np.asarray(canvas.buffer_rgba())[..., 0]
+    rows, columns = np.flatnonzero(ink.sum(axis=1)), np.flatnonzero(ink.sum(axis=0))
+    glyph = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = glyph.shape
+    top = glyph[: height // 2, width // 2 - 1 : width // 2 + 1].sum(axis=0).max()
+    side = glyph[height // 2 - 1 : height // 2 + 1, : width // 2].sum(axis=1).max()
+    assert top > 0.75 * side
+
+
+def test_runs_that_stop_where_they_learnt_have_no_panel_of_what_was_lost(make_run):
+    runs = read_runs([make_run(), make_run("joint", joint=True)])
+    with style():
+        figure = plots.lost.__wrapped__(runs, "loss")
+    assert len(figure.axes) == 1
+    assert "\nNot shown: joint; nothing was measured after learning" in figure.get_suptitle()
+
+
+def test_three_matrices_stand_side_by_side(make_run):
+    """One row of panels and the scale; the second has its neighbour's stages and so no names of its own."""
+    names = ("comparison", "sequence", "causal", "math", "grid")
+    runs = read_runs([make_run(name, names, joint=name == "joint") for name in ("naive", "replay", "joint")])
+    with style():
+        figure = plots.heat_map.__wrapped__(runs, "loss")
+        figure.canvas.draw()
+    assert len({round(ax.get_position().y0, 3) for ax in figure.axes[:3]}) == 1
+    assert figure.get_figwidth() <= MAX_WIDTH
+    shown = [[text.get_text() for text in ax.get_yticklabels() if text.get_visible()] for ax in figure.axes[:3]]
+    assert shown == [["start", *names], [], ["start", "joint"]]
+    assert [ax.get_ylim()[0] for ax in figure.axes[:3]] == [5.5, 5.5, 1.5]
+
+
+def test_cells_of_a_matrix_have_as_many_decimals(make_run):
+    runs = read_runs([make_run(scored=lambda row, column, metric, joint: 0.0001 if row else 12.5)])
+    with style():
+        ax = plots.heat_map.__wrapped__(runs, "loss").axes[0]
+    assert {text.get_text() for text in ax.texts} == {"12.50", "0.00"}
 
 
 def test_equal_runs_give_equal_bytes_without_a_date(make_run):

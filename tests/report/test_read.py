@@ -56,6 +56,35 @@ def test_cells_not_measured_are_nan(make_run):
     assert math.isnan(run.scores["loss"].before(2))
 
 
+def test_the_main_metric_comes_first(make_run):
+    """As results.json states it; without results, exact match where it was measured."""
+    assert list(read_run(make_run(main_metric="loss")).scores) == ["loss", "exact_match"]
+    assert list(read_run(make_run("part", results=False)).scores) == ["exact_match", "loss"]
+
+
+def test_what_came_after_a_task_was_learnt(make_run):
+    """Only a stream with a stage after a task's own has something to forget."""
+    paths = [make_run(), make_run("joint", joint=True), make_run("one", ("a",))]
+    assert [run.scores["loss"].outlasted() for run in read_runs(paths)] == [True, False, False]
+
+
+def test_scores_that_are_all_zero_are_blank(make_run):
+    run = read_run(make_run(tasks=("a", "b"), scored=lambda row, column, metric, joint: 0.0 if row else math.nan))
+    assert run.scores["exact_match"].blank()
+    assert not read_run(make_run("other")).scores["exact_match"].blank()
+
+
+def test_skipped_steps_as_results_or_events_have_them(make_run):
+    path = make_run(skipped=3)
+    assert (read_run(path).skipped, read_run(path).num_steps) == (3, 30)
+    part = make_run("part", results=False)
+    assert read_run(part).skipped == 0
+    with (part / "metrics.jsonl").open("a") as file:
+        for step in (30, 31, 31):  # a resumed run takes a step again
+            file.write(json.dumps({"event": "skipped", "step": step, "task": "c", "reason": "loss"}) + "\n")
+    assert read_run(part).skipped == 2
+
+
 def test_half_a_line_is_left_out_and_counted(make_run):
     path = make_run()
     whole = read_run(path)
