@@ -29,7 +29,7 @@ from perdure.training.plan import make_plan
 from perdure.training.run import Run
 from perdure.training.settings import RunSettings
 
-STRATEGIES = ("naive", "replay", "ewc", "replay+ewc")
+STRATEGIES = ("naive", "replay", "ewc", "replay+ewc", "si", "mas")
 TUNINGS = ("full", "lora")
 RECIPE: dict[str, Any] = {
     "model": "nano",

@@ -141,6 +141,13 @@ def test_a_task_is_read_by_its_own_template(perdure: Callable[..., Any], recipe:
     assert perdure("evaluate", tmp_path / "run", "--data", folder / "asked.jsonl").code == 0
     assert (tmp_path / "run" / "evaluation-asked.json").is_file()
     assert "nothing to do" in perdure(*given, "--resume").out
+    (folder / "other.yaml").write_text(
+        "name: x/../../y\ntrain: asked.jsonl\ntemplate: {prompt: '{says}', answer: '{asks}'}"
+    )
+    assert perdure("evaluate", tmp_path / "run", "--data", folder / "other.yaml").code == 0
+    assert (tmp_path / "run" / "evaluation-x_.._.._y.json").is_file()
+    (folder / "asked.jsonl").rename(folder / "gone.jsonl")
+    assert "cannot be compared" in perdure(*given, "--resume").out
     (folder / "asked.jsonl").write_text("".join(lines.splitlines(keepends=True)[:9]))
     for command in ((*given, "--resume"), ("verify", tmp_path / "run")):
         refused = perdure(*command)
@@ -162,6 +169,8 @@ def test_a_torn_final_checkpoint_is_made_again(
     assert (refused.code, "its final checkpoint cannot be read" in refused.err) == (2, True)
     assert perdure("run", recipe, "--out", run, "--resume").code == 0
     assert (run / "checkpoints" / "final" / "state.safetensors").read_bytes() == before
+    assert perdure("verify", run).code == 0
+    (run / "metrics.jsonl").unlink()
     assert perdure("verify", run).code == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,8 +115,14 @@ def identify(language: LanguageModel) -> dict[str, str]:
     path = Path(language.source)
     if not path.is_dir():
         return {"hub commit": str(getattr(language.model.config, "_commit_hash", None))}
-    named = [file for pattern in ("*.safetensors", "config.json", "tokenizer*") for file in path.glob(pattern)]
-    return {file.name: file_hash(file) for file in sorted(named)}
+    named = {file for pattern in ("*.safetensors", "config.json", "tokenizer*") for file in path.glob(pattern)}
+    return {f.name: _hash(f, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(named)}
+
+
+@lru_cache(maxsize=64)
+def _hash(file: Path, size: int, changed: int) -> str:
+    """The hash of a file of this size and time of change, worked out once: weights may be many gigabytes."""
+    return file_hash(file)
 
 
 def max_positions(model: Any) -> int:

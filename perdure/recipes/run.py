@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.config import apply_overrides, read_yaml, validate
-from perdure.errors import ConfigError, DataError, RunError, StorageError
+from perdure.errors import ConfigError, DataError, ModelError, RunError, StorageError
 from perdure.recipes.find import read_recipe
 from perdure.recipes.show import print_results, write_pages
 from perdure.storage import there, write_json
@@ -61,7 +62,7 @@ def run_recipe(
         if not folder.exists:
             display.say(f"{folder.path}: no run here yet; starting")
         elif _finished(folder):
-            _check_data(theirs, base, folder)
+            _check_data(theirs.model_copy(update={"data": settings.data}), base, folder, display)
             display.say(f"{folder.path}: this run is finished; nothing to do")
             print_results([folder.path], display)
             return
@@ -96,12 +97,17 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate)(\..*)?")
 
 
-def _check_data(settings: RunSettings, base: Path | None, folder: RunFolder) -> None:
-    """Refuse a finished run whose rows or model are others by now."""
+def _check_data(settings: RunSettings, base: Path | None, folder: RunFolder, display: Display) -> None:
+    """Refuse a finished run whose rows or model are others by now; warn where they are gone."""
     from perdure.training.plan import make_plan
 
     quieten()
-    folder.refuse_changed(make_plan(settings, base).differences(folder.load(folder.checkpoints / FINAL)))
+    try:
+        plan = make_plan(settings, base)
+    except (DataError, ModelError) as error:
+        display.say(f"warning: what this run was made from cannot be compared: {error}")
+        return
+    folder.refuse_changed(plan.differences(folder.load(folder.checkpoints / FINAL)))
 
 
 def _check_folder(folder: RunFolder) -> None:
@@ -190,7 +196,8 @@ def evaluate_run(path: Path, data: Path | None) -> None:
     extra = None if data is None else task_spec(data, option="--data")
     reader = _reader(extra, settings, folder.recipe_folder) if extra is not None else None
     if extra is not None and reader is not None:
-        extra = reader.model_copy(update={"name": extra.name, "train": extra.train, "split": None, "where": {}})
+        own = {name: getattr(extra, name) for name in extra.model_fields_set}
+        extra = reader.model_copy(update={"split": None, "where": {}, **own})
     quieten()
     plan = make_plan(settings, folder.recipe_folder)
     display = Terminal()
@@ -219,7 +226,8 @@ def evaluate_run(path: Path, data: Path | None) -> None:
     display.console.print(table)
     for note in _notes(run):
         display.say(note)
-    target = folder.path / ("evaluation.json" if extra is None else f"evaluation-{extra.name}.json")
+    part = "" if extra is None else "-" + re.sub(r"[^\w.-]", "_", extra.name)
+    target = folder.path / f"evaluation{part}.json"
     try:
         write_json(target, {"format": 1, "data": str(data) if data else None, "scores": found})
     except StorageError as error:

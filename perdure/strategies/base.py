@@ -56,6 +56,9 @@ class Strategy:
         """A sum over the micro-batch's targets, added to the loss after division by the step's targets."""
         return 0.0
 
+    def observe(self, ctx: Context, batches: Sequence[Batch]) -> None:
+        """Once a step, after backward, before any `gradient` hook: `.grad` is the loss's own, to be looked at."""
+
     def gradient(self, ctx: Context, batches: Sequence[Batch]) -> None:
         """Once a step, after backward and before clipping: change `.grad` in place.
 

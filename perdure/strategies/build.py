@@ -12,10 +12,12 @@ from perdure.errors import ConfigError, UsageError, unknown_name
 from perdure.strategies.base import Strategy
 from perdure.strategies.chain import Chain
 from perdure.strategies.ewc import EWC
+from perdure.strategies.mas import MAS
 from perdure.strategies.naive import Naive
 from perdure.strategies.replay import Replay
+from perdure.strategies.si import SI
 
-STRATEGIES: dict[str, type[Strategy]] = {s.name: s for s in (Naive, Replay, EWC)}
+STRATEGIES: dict[str, type[Strategy]] = {s.name: s for s in (Naive, Replay, EWC, SI, MAS)}
 # What configs of earlier systems call a setting.
 ALIASES = {"lambda": "strength"}
 

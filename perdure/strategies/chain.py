@@ -85,6 +85,11 @@ class Chain(Strategy):
         """The sum of the members'."""
         return sum((s.penalty(own, batch, output) for s, own in self._each(ctx)), start=0.0)
 
+    def observe(self, ctx: Context, batches: Sequence[Batch]) -> None:
+        """Every member's, before any changes a gradient."""
+        for strategy, own in self._each(ctx):
+            strategy.observe(own, batches)
+
     def gradient(self, ctx: Context, batches: Sequence[Batch]) -> None:
         """Every member's, in order."""
         for strategy, own in self._each(ctx):

@@ -1,4 +1,4 @@
-"""Per-example gradients of the task loss, by `torch.func` where the model allows and one by one where not."""
+"""Per-example gradients of the loss or another value, by `torch.func` where the model allows."""
 
 from __future__ import annotations
 
@@ -10,33 +10,42 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from perdure.models.objectives import total_loss
-from perdure.types import Batch, Context, Example
+from perdure.types import Batch, Context, Example, Objective, Output
 
 # Per-example gradients of this many weights are held at once (float32: 256 MiB).
 HELD = 64_000_000
 
 
+# A scalar of a model's output on a batch.
+Value = Callable[[Output, Batch, Objective], Tensor]
+
+
 class _Bound(nn.Module):
     """A model with the forward pass of a strategy, as one module for `functional_call`."""
 
-    def __init__(self, model: nn.Module, ctx: Context) -> None:
+    def __init__(self, model: nn.Module, ctx: Context, value: Value) -> None:
         super().__init__()
         self.model = model
         self._ctx = ctx
+        self._value = value
 
     def forward(self, batch: Batch) -> Tensor:
-        return total_loss(self._ctx.forward(self.model, batch), batch, self._ctx.objective)
+        return self._value(self._ctx.forward(self.model, batch), batch, self._ctx.objective)
 
 
 def per_example_gradients(
-    ctx: Context, examples: Sequence[Example], label: Callable[[Batch], Tensor] | None = None
+    ctx: Context,
+    examples: Sequence[Example],
+    label: Callable[[Batch], Tensor] | None = None,
+    value: Value = total_loss,
 ) -> Iterator[dict[str, Tensor]]:
-    """Gradients of each example's summed loss with respect to the trainable weights, in eval mode.
+    """Gradients of each example's summed loss (or another value) by the trainable weights, in eval mode.
 
     Args:
         ctx: the strategy's context.
         examples: encoded rows; those of like length are taken together.
         label: replaces a batch's targets (to sample them from the model, say); None keeps the rows' own.
+        value: what is differentiated; a sum over examples.
 
     Yields:
         Dicts from parameter name to a tensor [B, *shape], until every example was met once.
@@ -54,18 +63,20 @@ def per_example_gradients(
             targets = batch.y if label is None else label(batch)
             if vectorised:
                 try:
-                    yield _together(ctx, parameters, batch, targets)
+                    yield _together(ctx, parameters, batch, targets, value)
                     continue
                 except RuntimeError:
                     # Some models branch on values or checkpoint activations, which vmap refuses.
                     vectorised = False
-            yield from _one_by_one(ctx, parameters, batch, targets)
+            yield from _one_by_one(ctx, parameters, batch, targets, value)
     finally:
         ctx.model.train(was_training)
 
 
-def _together(ctx: Context, parameters: Mapping[str, Tensor], batch: Batch, targets: Tensor) -> dict[str, Tensor]:
-    bound = _Bound(ctx.model, ctx)
+def _together(
+    ctx: Context, parameters: Mapping[str, Tensor], batch: Batch, targets: Tensor, value: Value
+) -> dict[str, Tensor]:
+    bound = _Bound(ctx.model, ctx, value)
     values = {f"model.{name}": p.detach() for name, p in parameters.items()}
 
     def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -76,19 +87,19 @@ def _together(ctx: Context, parameters: Mapping[str, Tensor], batch: Batch, targ
     # The fused attention kernels have no batching rule: vmap would run them row by row. The plain one has.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         gradients = vmap(grad(loss), in_dims=(None, 0, 0), randomness="error")(values, batch.x, targets)
-    return {name.removeprefix("model."): value for name, value in gradients.items()}
+    return {name.removeprefix("model."): each for name, each in gradients.items()}
 
 
 def _one_by_one(
-    ctx: Context, parameters: Mapping[str, Tensor], batch: Batch, targets: Tensor
+    ctx: Context, parameters: Mapping[str, Tensor], batch: Batch, targets: Tensor, value: Value
 ) -> Iterator[dict[str, Tensor]]:
     names, tensors = list(parameters), list(parameters.values())
     assert isinstance(batch.x, Tensor)
     for i in range(len(batch.examples)):
         row = Batch(batch.examples[i : i + 1], batch.x[i : i + 1], targets[i : i + 1], (1,), 0)
         with torch.enable_grad():
-            loss = total_loss(ctx.forward(ctx.model, row), row, ctx.objective)
-            found = torch.autograd.grad(loss, tensors, allow_unused=True)
+            scalar = value(ctx.forward(ctx.model, row), row, ctx.objective)
+            found = torch.autograd.grad(scalar, tensors, allow_unused=True)
         yield {
             name: (torch.zeros_like(p) if g is None else g)[None]
             for name, p, g in zip(names, tensors, found, strict=True)

@@ -98,7 +98,8 @@ def verify(
         copy = RunFolder(Path(aside) / folder.path.resolve().name)
         copy.checkpoints.mkdir(parents=True)
         for path in (folder.config, folder.metrics):
-            shutil.copyfile(path, copy.path / path.name)
+            if path.is_file():
+                shutil.copyfile(path, copy.path / path.name)
         for number in range(1, start + 1):
             if number in ends:
                 # Contents without permissions: the run may be read-only.

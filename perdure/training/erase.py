@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from perdure.errors import RunError
+from perdure.errors import NewerFormatError, RunError
 from perdure.evaluation.matrix import ScoreMatrix
 from perdure.order import fingerprint
 from perdure.storage import file_hash, guarded, plain, write_text
@@ -97,6 +97,7 @@ def erase(
         What was done; None where no source of the run has such a row.
     """
     began = time.time()
+    folder.sweep()
     pending = folder.erasing
     settings = RunSettings.model_validate(pending["settings"]) if pending else folder.settings()
     new = sorted(set(keys) - set(settings.erased))
@@ -111,10 +112,20 @@ def erase(
         say("erasing rows: " + ", ".join(f"{task} {count}" for task, count in found.items()))
     # With no task's end left, an erasure has removed them all and was stopped before the first one that is new.
     rewound = pending is not None and not task_ends(folder)
+    if rewound:
+        with guarded(folder.path):
+            for path in folder.saved():
+                if not _readable(folder, path):
+                    remove(path)  # one that the stopped erasure was about to remove
     way = None if rewound else find_way(plan, folder, retrain)
     before = pending["before"] if pending else hashes(folder)
     new = sorted({*new, *(pending["keys"] if pending else ())})
-    begun = {"event": "begun", "keys": new, "before": before, "time": round(began, 3)}
+    done: Mapping[str, Any] = pending or {}
+    changed = {
+        "retrained": way.retrained if way and way.retrained else tuple(done.get("retrained", ())),
+        "rescored": way.rescored if way and way.rescored else tuple(done.get("rescored", ())),
+    }
+    begun = {"event": "begun", "keys": new, "before": before, "time": round(began, 3), **changed}
     write_log(folder, {**begun, "settings": settings.model_dump(mode="json")})
     # From here on every plan of this folder does without the rows, whatever stops us.
     folder.write_settings(settings, folder.recorded())
@@ -125,7 +136,10 @@ def erase(
         _rewind(folder, way)
         if way.checkpoint is not None:
             _rescore(plan, folder, way, run_for)
+    stages = len(plan.stages)
+    del plan  # and its model, before the next one is loaded
     go_on(folder, settings, plan_for, run_for)
+    folder.sweep(unreadable=True)
     write_log(
         folder,
         {
@@ -133,12 +147,11 @@ def erase(
             "keys": new,
             "before": before,
             "after": hashes(folder),
-            "retrained": way.retrained if way else (),
-            "rescored": way.rescored if way else (),
+            **changed,
             "seconds": round(time.time() - began, 3),
         },
     )
-    return way or Way(len(plan.stages), None, (), ())
+    return way or Way(stages, None, (), ())
 
 
 def go_on(
@@ -172,6 +185,16 @@ def task_ends(folder: RunFolder) -> dict[int, Path]:
         if "built" in state and state["position"] is None and not state["trained"]:
             found[state["stage"]] = path
     return found
+
+
+def _readable(folder: RunFolder, path: Path) -> bool:
+    try:
+        folder.load(path)
+    except NewerFormatError:
+        raise
+    except RunError:
+        return False
+    return True
 
 
 def _rewind(folder: RunFolder, way: Way) -> None:

@@ -185,6 +185,7 @@ class RunFolder:
         last = self.checkpoints / stage_name(step, stage)
         if last.exists():
             with guarded(last):
+                remove(self.checkpoints / FINAL)
                 last.rename(self.checkpoints / FINAL)
 
     def reopen(self, step: int, stage: int) -> None:
@@ -192,6 +193,7 @@ class RunFolder:
         final = self.checkpoints / FINAL
         if final.exists():
             with guarded(final):
+                remove(self.checkpoints / stage_name(step, stage))
                 final.rename(self.checkpoints / stage_name(step, stage))
 
     def forget_final(self) -> None:

@@ -172,6 +172,7 @@ class Learner:
                 continue
             self.accelerator.backward(loss)
             value = value + loss.detach()
+        strategy.observe(ctx, batches)
         strategy.gradient(ctx, batches)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from perdure.config import TrainingSettings, validate
-from perdure.strategies import EWC, Chain, Naive, Replay, Strategy
+from perdure.strategies import EWC, MAS, SI, Chain, Naive, Replay, Strategy
 from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit
 from perdure.types import Example, Task
@@ -24,7 +24,11 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "ewc": lambda: EWC(strength=5.0),
     "ewc-online": lambda: EWC(strength=5.0, decay=0.5, samples=5),
     "ewc-true": lambda: EWC(strength=5.0, fisher="true"),
+    "si": lambda: SI(strength=5.0, damping=0.01),
+    "mas": lambda: MAS(strength=0.5, samples=7),
     "replay+ewc": lambda: Chain([Replay(capacity=6), EWC(strength=5.0)]),
+    "replay+si": lambda: Chain([Replay(capacity=6), SI(strength=5.0)]),
+    "mas+si": lambda: Chain([MAS(strength=0.5), SI(strength=5.0)]),
     "ewc+replay": lambda: Chain([EWC(strength=5.0, fisher="true"), Replay(capacity=6, ratio=0.5)]),
 }
 ROWS, BATCH, EPOCHS = 10, 4, 2

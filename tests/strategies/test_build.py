@@ -26,7 +26,7 @@ def test_plus_makes_a_chain_in_order() -> None:
 
 def test_unknown_names_list_what_exists() -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown strategy 'ewcc'. Did you mean 'ewc'\? Known: ewc, naive, replay"
+        ConfigError, match=r"unknown strategy 'ewcc'. Did you mean 'ewc'\? Known: ewc, mas, naive, replay"
     ):
         build("ewcc")
     with pytest.raises(ConfigError, match=r"unknown setting of ewc 'strenght'\. Did you mean 'strength'"):

@@ -271,3 +271,42 @@ def test_a_link_among_the_checkpoints_is_removed_and_not_what_it_leads_to(
     run_erase(tmp_path / "run", "a1")
     assert (tmp_path / "elsewhere" / "state.json").is_file()
     assert not early.is_symlink()
+
+
+@pytest.mark.parametrize("kept", ["state.json", "state.safetensors"])
+def test_a_kill_while_the_final_checkpoint_was_removed_leaves_nothing(
+    settings: Any, data: Any, execute: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    """Half of it stays: the erasure is finished all the same, and that half is gone."""
+    folder = RunFolder(tmp_path / "run")
+    execute(settings(strategy="replay", data=str(data("all"))), folder.path)
+    execute(settings(strategy="replay", data=str(data("less", ["a1"]))), tmp_path / "clean")
+
+    def half(run: RunFolder, way: Any) -> None:
+        original(run, way)
+        last = run.checkpoints / "stage-002-step-00000012"
+        last.mkdir()
+        (last / kept).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    original = room._rewind
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "_rewind", half)
+        with pytest.raises(KeyboardInterrupt):
+            run_erase(folder.path, "a1")
+    run_erase(folder.path)
+    assert result(folder.path) == result(tmp_path / "clean")
+    assert [path.name for path in folder.checkpoints.iterdir() if path.name.startswith(".")] == []
+    events = [json.loads(line) for line in folder.erasures.read_text().splitlines()]
+    assert (events[-1]["event"], events[-1]["retrained"]) == ("done", ["a", "b"])
+
+
+def test_a_copy_of_the_last_checkpoint_is_in_nobodys_way(
+    settings: Any, data: Any, execute: Any, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    execute(settings(data=str(data("all"))), folder.path)
+    execute(settings(data=str(data("less", ["a-test1"]))), tmp_path / "clean")
+    shutil.copytree(folder.checkpoints / FINAL, folder.checkpoints / "stage-002-step-00000012")
+    run_erase(folder.path, "a-test1")
+    assert result(folder.path) == result(tmp_path / "clean")
