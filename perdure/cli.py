@@ -69,7 +69,7 @@ def run(
         str | None, typer.Option("--model", help="nano, a model folder, or a hub name (owner/name).")
     ] = None,
     data: Data = None,
-    tuning: Annotated[str | None, typer.Option("--tuning", help="full or lora.")] = None,
+    tuning: Annotated[str | None, typer.Option("--tuning", help="full, lora or soft-prompt.")] = None,
     strategy: Annotated[
         str | None, typer.Option("--strategy", help="A strategy, several joined by +, or joint, or isolated.")
     ] = None,

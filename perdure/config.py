@@ -65,6 +65,20 @@ class LoraSettings(Settings):
     targets: list[str] | None = None
 
 
+class SoftPromptSettings(Settings):
+    """A soft prompt: trained embeddings that stand before every row."""
+
+    tokens: int = Field(8, ge=1)
+    init: Literal["vocabulary", "random", "text"] = "vocabulary"
+    text: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _text_for_text(self) -> SoftPromptSettings:
+        if (self.init == "text") != (self.text is not None):
+            raise ValueError(f"init: text and a text go together, got init: {self.init} and text: {self.text!r}")
+        return self
+
+
 class TrainingSettings(Settings):
     """All that the loop needs, for scripts and for runs alike."""
 

@@ -58,6 +58,7 @@ def test_list(perdure: Callable[..., Any]) -> None:
         "isolated",
         "arena-tasks",
         "lora",
+        "soft-prompt",
         "exact_match",
     ):
         assert name in everything.out
@@ -253,6 +254,59 @@ def test_a_finished_run_goes_on_extends_answers_and_reports(
     page = perdure("report", run, finished_run, "--out", tmp_path / "both.html")
     assert page.code == 0
     assert (tmp_path / "both.html").is_file()
+
+
+def test_a_soft_prompt_does_what_other_tunings_do(
+    perdure: Callable[..., Any], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three embeddings of width 16 in float32: 192 bytes. The model has 64 positions, of which 61 are left."""
+    run = tmp_path / "run"
+    prompt = ("--set", "soft_prompt.tokens=3", "--set", "optimizer.lr=0.1")
+    given = ("run", recipe, "--tuning", "soft-prompt", *prompt, "--out", run)
+    monkeypatch.setattr(
+        "perdure.recipes.run.write_pages", lambda paths: None
+    )  # the slow part, and the same for all
+    done = perdure(*given)
+    assert (done.code, done.err) == (0, "")
+    assert "(soft-prompt): 48 of " in done.out
+    assert (results(run)["tuning"], results(run)["parameters"]["trainable"]) == ("soft-prompt", 48)
+    losses = results(run)["scores"]["loss"]["values"]
+    assert losses[1][0] < losses[0][0]
+    assert (run / "adapter" / "adapter_model.safetensors").stat().st_size < 192 + 1000
+    assert not (run / "model").exists()
+
+    state = run / "checkpoints" / "final" / "state.safetensors"
+    before = state.read_bytes()
+    state.write_bytes(b"torn")
+    assert perdure(*given, "--resume").code == 0
+    assert state.read_bytes() == before
+    other = perdure(*given, "--resume", "--set", "soft_prompt.tokens=4")
+    assert (other.code, "soft_prompt.tokens: 3 there, 4 now" in other.err) == (2, True)
+
+    assert perdure("evaluate", run).code == 0
+    assert json.loads((run / "evaluation.json").read_text())["scores"]["ones"]["loss"] == losses[-1][0]
+    answer = perdure("generate", run, "w1 w2 ", "--max-new-tokens", "3")
+    assert (answer.code, answer.err) == (0, "")
+    long = perdure("generate", run, "w1 " * 62)
+    assert (long.code, "longer than the model takes (61 tokens)" in long.err) == (2, True)
+    assert "(soft-prompt), strategy replay" in perdure("audit", run).out
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("tokens=57", "57 virtual tokens are too many for a model of 64 positions"),
+        ("tokens=0", "soft_prompt.tokens: must be greater than or equal to 1, got 0"),
+        ("init=text", "soft_prompt: init: text and a text go together, got init: text and text: None"),
+        ("init=words", "soft_prompt.init: must be 'vocabulary', 'random' or 'text', got 'words'"),
+    ],
+)
+def test_a_soft_prompt_that_cannot_be_is_refused(
+    perdure: Callable[..., Any], recipe: Path, tmp_path: Path, setting: str, said: str
+) -> None:
+    given = ("--tuning", "soft-prompt", "--set", f"soft_prompt.{setting}", "--out", tmp_path / "run")
+    refused = perdure("run", recipe, *given)
+    assert (refused.code, said in refused.err, (tmp_path / "run").exists()) == (2, True, False), refused.err
 
 
 def test_ctrl_c_saves_and_the_printed_command_ends_like_an_uninterrupted_run(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from perdure.evaluation.score import evaluating
+from perdure.models.adapters import soft_prompt
 
 
 def generate(
@@ -35,7 +36,8 @@ def generate(
         end: id of the token that ends an answer.
         batch_size: prompts that go together; those of like length do.
         autocast: context of the forward passes.
-        max_length: tokens at most of prompt and answer together, for a model whose positions end there.
+        max_length: tokens at most of prompt and answer together, for a model whose positions end there; those of a
+            soft prompt are not counted.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
@@ -53,29 +55,40 @@ def _batch(
     model: Any, prompts: Sequence[Tensor], max_new_tokens: int, end: int, max_length: int | None
 ) -> list[list[int]]:
     device = next(model.parameters()).device
-    longest = max(map(len, prompts))
-    # Left padding, with positions that count real tokens only: a padded row then gives what it would give alone.
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    soft = soft_prompt(model)
+    virtual = 0 if soft is None else len(soft)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    width = virtual + int(lengths.max())
+    # Left padding, before a soft prompt too, with positions that count real tokens only: a padded row then gives
+    # what it would give alone.
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+        ids[row, width - len(prompt) :] = prompt
+    place = torch.arange(width) - (width - virtual - lengths[:, None])  # [B, W]: negative where padded
+    ids, place, lengths = ids.to(device), place.to(device), lengths.to(device)
+    mask = (place >= 0).long()
+    positions = place.clamp(min=0)
     options = {"logits_to_keep": 1} if _keeps_logits(model) else {}
+    inputs = {"input_ids": ids}
+    if soft is not None:
+        # PEFT's own forward would put the soft prompt before the padding, and drops the positions.
+        model = model.get_base_model()
+        embedded = model.get_input_embeddings()(ids)  # [B, W, D]
+        embedded[(place >= 0) & (place < virtual)] = soft.to(embedded.dtype).repeat(len(prompts), 1)
+        inputs = {"inputs_embeds": embedded}
     cache = None
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    room = None if max_length is None else max_length - mask.sum(1)  # [B]
+    room = None if max_length is None else max_length - lengths  # [B]
     if room is not None:
         done |= room <= 0
     produced: list[Tensor] = []
     for _ in range(max_new_tokens):
         output = model(
-            input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
+            **inputs,
             **options,
         )
         cache = output.past_key_values
@@ -87,11 +100,11 @@ def _batch(
             done |= room <= len(produced)
         if bool(done.all()):
             break
-        ids = token[:, None]
+        inputs = {"input_ids": token[:, None]}
         mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
         positions = positions[:, -1:] + 1
         if max_length is not None:
-            positions = positions.clamp(max=max_length - 1)  # of rows that are done
+            positions = positions.clamp(max=virtual + max_length - 1)  # of rows that are done
     rows = torch.stack(produced, 1).tolist() if produced else [[] for _ in prompts]
     return [row[: row.index(end)] if end in row else row for row in rows]
 

@@ -64,11 +64,16 @@ def is_language_model(model: nn.Module) -> bool:
 
 
 def forward(model: nn.Module, batch: Batch) -> Output:
-    """Call the model the way its kind wants; its output may be a tensor or carry `.logits`."""
+    """Call the model the way its kind wants; its output may be a tensor or carry `.logits`.
+
+    Returns:
+        Of a language model, logits [B, T, V] for the T tokens of a row: those of a soft prompt are left out.
+    """
     if isinstance(batch.x, Mapping):
         result = model(**batch.x)
     elif is_language_model(model):
-        result = model(input_ids=batch.x, use_cache=False)
+        logits = model(input_ids=batch.x, use_cache=False).logits
+        return Output(logits[:, logits.shape[1] - batch.x.shape[1] :])
     else:
         result = model(batch.x)
     return Output(result if isinstance(result, Tensor) else result.logits)
@@ -133,6 +138,27 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor, str], Tensor]] = {
     "classification": _classification,
     "regression": _regression,
 }
+
+
+def answers(output: Output, batch: Batch, objective: Objective) -> Tensor:
+    """What the model says where there is a target, row after row.
+
+    Returns:
+        [N, V] logits for N targets (of a causal LM, those that predict a learnt token), [B, C] logits, or [B, K]
+        predictions; fp32 or wider. Row i of the batch has `batch.counts[i]` of them (of [B, K], one).
+    """
+    logits = _wide(output.logits)
+    if objective == "causal_lm":
+        return logits[:, :-1][batch.y[:, 1:] != IGNORE]  # the logits at t predict the label at t + 1
+    return logits.flatten(1) if logits.dim() > 1 else logits[:, None]
+
+
+def count_targets(example: Example, objective: Objective) -> int:
+    """How many targets a row holds: learnt tokens, values, or 1."""
+    y = _tensor(example.y, example)
+    if objective == "causal_lm":
+        return int((y[1:] != IGNORE).sum())
+    return y.numel() if objective == "regression" else 1
 
 
 def group_losses(output: Output, batch: Batch, objective: Objective) -> dict[str, Tensor]:

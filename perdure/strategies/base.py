@@ -12,7 +12,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from perdure.models import objectives
-from perdure.types import Batch, Context, Example, Output, Phase, Task
+from perdure.types import Batch, Context, Example, Objective, Output, Phase, Task
+
+# Stands for all rows of a step where a penalty is given by group.
+STEP = ""
+Penalty = Tensor | float | Mapping[str, Tensor]
 
 
 class Strategy:
@@ -21,14 +25,23 @@ class Strategy:
     Class attributes:
         name: as used on the command line and in configs.
         summary: one line for `perdure list strategies`.
+        needs: what it holds or has to be told, for `perdure list strategies` and its page.
+        cost: what it adds to training, for the same.
+        source: where it comes from.
         wants_task_ids: whether inference needs to be told the task.
         weights: weight of each group of rows in the loss; a group that is not named weighs 1.
     """
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    source: ClassVar[str] = ""
     wants_task_ids: bool = False
     weights: Mapping[str, float] = MappingProxyType({})
+
+    def check(self, model: nn.Module, objective: Objective) -> None:
+        """Before any training: StrategyError where the method makes no sense for the model or the objective."""
 
     def prepare(self, ctx: Context) -> None:
         """Before a task: grow, snapshot, freeze. The shape of what it makes may depend on config and index only."""
@@ -52,8 +65,11 @@ class Strategy:
         """The model's forward pass, in training and in evaluation."""
         return objectives.forward(model, batch)
 
-    def penalty(self, ctx: Context, batch: Batch, output: Output) -> Tensor | float:
-        """A sum over the micro-batch's targets, added to the loss after division by the step's targets."""
+    def penalty(self, ctx: Context, batch: Batch, output: Output) -> Penalty:
+        """A sum over the micro-batch's targets, added to the loss after division by the step's targets.
+
+        A mapping gives such sums by group of rows, each divided by the targets of its group in the step.
+        """
         return 0.0
 
     def observe(self, ctx: Context, batches: Sequence[Batch]) -> None:

@@ -9,15 +9,22 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, ValidationError, create_model
 
 from perdure.errors import ConfigError, UsageError, unknown_name
+from perdure.strategies.agem import AGEM
 from perdure.strategies.base import Strategy
 from perdure.strategies.chain import Chain
+from perdure.strategies.derpp import DERpp
 from perdure.strategies.ewc import EWC
+from perdure.strategies.freeze import FreezeBottom
+from perdure.strategies.gem import GEM
+from perdure.strategies.lwf import LwF
 from perdure.strategies.mas import MAS
 from perdure.strategies.naive import Naive
 from perdure.strategies.replay import Replay
 from perdure.strategies.si import SI
 
-STRATEGIES: dict[str, type[Strategy]] = {s.name: s for s in (Naive, Replay, EWC, SI, MAS)}
+STRATEGIES: dict[str, type[Strategy]] = {
+    s.name: s for s in (Naive, Replay, DERpp, EWC, SI, MAS, LwF, GEM, AGEM, FreezeBottom)
+}
 # What configs of earlier systems call a setting.
 ALIASES = {"lambda": "strength"}
 

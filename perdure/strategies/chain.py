@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from perdure.errors import StrategyError
 from perdure.order import priority
-from perdure.strategies.base import Strategy
-from perdure.types import Batch, Context, Example, Output, Phase, Task
+from perdure.strategies.base import STEP, Penalty, Strategy
+from perdure.types import Batch, Context, Example, Objective, Output, Phase, Task
 
 
 class Chain(Strategy):
@@ -36,6 +36,11 @@ class Chain(Strategy):
         self._forward = self._owner("forward")
         self._phases = self._owner("phases")
         self._rngs: list[torch.Generator] = []
+
+    def check(self, model: nn.Module, objective: Objective) -> None:
+        """Every member's."""
+        for strategy in self.strategies:
+            strategy.check(model, objective)
 
     def _owner(self, hook: str) -> Strategy:
         owners = [s for s in self.strategies if getattr(type(s), hook) is not getattr(Strategy, hook)]
@@ -81,9 +86,14 @@ class Chain(Strategy):
         """The owner's."""
         return self._forward.forward(model, batch)
 
-    def penalty(self, ctx: Context, batch: Batch, output: Output) -> Tensor | float:
-        """The sum of the members'."""
-        return sum((s.penalty(own, batch, output) for s, own in self._each(ctx)), start=0.0)
+    def penalty(self, ctx: Context, batch: Batch, output: Output) -> Penalty:
+        """The sum of the members', by group."""
+        total: dict[str, Any] = {}
+        for strategy, own in self._each(ctx):
+            penalty = strategy.penalty(own, batch, output)
+            for group, summed in (penalty if isinstance(penalty, Mapping) else {STEP: penalty}).items():
+                total[group] = total.get(group, 0.0) + summed
+        return total
 
     def observe(self, ctx: Context, batches: Sequence[Batch]) -> None:
         """Every member's, before any changes a gradient."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.errors import StrategyError
 from perdure.order import take
+from perdure.strategies import weight_space
 from perdure.strategies.fisher import per_example_gradients
 from perdure.strategies.quadratic import QuadraticPull
-from perdure.types import IGNORE, Batch, Context
+from perdure.types import IGNORE, Batch, Context, Objective
 
 
 class EWC(QuadraticPull):
@@ -27,6 +29,10 @@ class EWC(QuadraticPull):
             the newest weights.
         fisher: "empirical" takes each row's own target; "true" draws the target from the model.
         samples: rows that F is estimated on; None takes all of the task's.
+        space: "parameter" protects each trained weight. "weight" is for LoRA: F and the anchor are those of the
+            full weights W that an adapter changes, and the pull towards their ΔW* reaches the factors A and B by
+            the chain rule. What is protected is then what the layer does, not which factors say it. Two full
+            matrices an adapted layer are held. Trained weights that are no LoRA factor are protected as they are.
 
     Source: Kirkpatrick et al. 2017 (arXiv:1612.00796); online: Schwarz et al. 2018 (arXiv:1805.06370); the sum as
     one quadratic: Huszár 2018 (arXiv:1712.03847).
@@ -34,6 +40,9 @@ class EWC(QuadraticPull):
 
     name: ClassVar[str] = "ewc"
     summary: ClassVar[str] = "weights important to earlier tasks are pulled back to where those left them"
+    needs: ClassVar[str] = "2 values a trainable weight, however many tasks; no stored rows, no task ids"
+    cost: ClassVar[str] = "a few passes over the weights a step; one backward pass a row at the end of a task"
+    source: ClassVar[str] = "Kirkpatrick et al. 2017 (arXiv:1612.00796)"
 
     def __init__(
         self,
@@ -41,6 +50,7 @@ class EWC(QuadraticPull):
         decay: float = 1.0,
         fisher: Literal["empirical", "true"] = "empirical",
         samples: int | None = None,
+        space: Literal["parameter", "weight"] = "parameter",
     ) -> None:
         super().__init__(strength)
         if not 0 < decay <= 1:
@@ -51,7 +61,28 @@ class EWC(QuadraticPull):
             raise StrategyError(f"ewc: samples must be at least 1 (or None for all rows), got {samples}")
         self.decay = decay
         self.fisher = fisher
+        if space not in ("parameter", "weight"):
+            raise StrategyError(f'ewc: space must be "parameter" or "weight", got {space!r}')
         self.samples = samples
+        self.space = space
+
+    def check(self, model: nn.Module, objective: Objective) -> None:
+        """`space="weight"` needs LoRA on linear layers."""
+        if self.space == "weight":
+            weight_space.check(model)
+
+    def values(self, model: nn.Module) -> dict[str, Tensor]:
+        """What is pulled: the trainable weights, in weight space ΔW in place of LoRA's factors."""
+        own = super().values(model)
+        return own if self.space == "parameter" else weight_space.values(model, own)
+
+    def push(self, model: nn.Module, pulls: Mapping[str, Tensor]) -> None:
+        """Add the pull to the gradients, in weight space through LoRA's factors."""
+        layers = weight_space.layers(model) if self.space == "weight" else {}
+        for name, layer in layers.items():
+            if name in pulls:
+                weight_space.push(layer, self.strength * pulls[name])
+        super().push(model, {name: pull for name, pull in pulls.items() if name not in layers})
 
     def after_task(self, ctx: Context) -> None:
         """Estimate the Fisher information on the task's rows and fold it in."""
@@ -65,7 +96,11 @@ class EWC(QuadraticPull):
         label = None if self.fisher == "empirical" else lambda batch: self._draw(ctx, batch)
         fisher: dict[str, Tensor] = {}
         count = 0
-        for gradients in per_example_gradients(ctx, rows, label):
+        by = None
+        if self.space == "weight":
+            # The gradient by W is the same whether W's base or its ΔW is moved; the base is one plain parameter.
+            by = {n: p for n, p in ctx.model.named_parameters() if n in self.values(ctx.model)}
+        for gradients in per_example_gradients(ctx, rows, label, parameters=by):
             for name, each in gradients.items():
                 squared = each.square().sum(0)
                 if name in fisher:

@@ -38,6 +38,7 @@ def per_example_gradients(
     examples: Sequence[Example],
     label: Callable[[Batch], Tensor] | None = None,
     value: Value = total_loss,
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Gradients of each example's summed loss (or another value) by the trainable weights, in eval mode.
 
@@ -46,6 +47,7 @@ def per_example_gradients(
         examples: encoded rows; those of like length are taken together.
         label: replaces a batch's targets (to sample them from the model, say); None keeps the rows' own.
         value: what is differentiated; a sum over examples.
+        parameters: by name, what it is differentiated by, in place of the trainable weights.
 
     Yields:
         Dicts from parameter name to a tensor [B, *shape], until every example was met once.
@@ -53,7 +55,8 @@ def per_example_gradients(
     was_training = ctx.model.training
     ctx.model.eval()
     try:
-        parameters = {name: p for name, p in ctx.model.named_parameters() if p.requires_grad}
+        if parameters is None:
+            parameters = {name: p for name, p in ctx.model.named_parameters() if p.requires_grad}
         held = sum(p.numel() for p in parameters.values())
         chunk = max(1, min(32, HELD // max(held, 1)))
         rows = sorted(examples, key=lambda e: 0 if e.x is None or e.x.dim() == 0 else e.x.shape[0])
@@ -94,13 +97,20 @@ def _one_by_one(
     ctx: Context, parameters: Mapping[str, Tensor], batch: Batch, targets: Tensor, value: Value
 ) -> Iterator[dict[str, Tensor]]:
     names, tensors = list(parameters), list(parameters.values())
+    frozen = [p for p in tensors if not p.requires_grad]
     assert isinstance(batch.x, Tensor)
-    for i in range(len(batch.examples)):
-        row = Batch(batch.examples[i : i + 1], batch.x[i : i + 1], targets[i : i + 1], (1,), 0)
-        with torch.enable_grad():
-            scalar = value(ctx.forward(ctx.model, row), row, ctx.objective)
-            found = torch.autograd.grad(scalar, tensors, allow_unused=True)
-        yield {
-            name: (torch.zeros_like(p) if g is None else g)[None]
-            for name, p, g in zip(names, tensors, found, strict=True)
-        }
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        for i in range(len(batch.examples)):
+            row = Batch(batch.examples[i : i + 1], batch.x[i : i + 1], targets[i : i + 1], (1,), 0)
+            with torch.enable_grad():
+                scalar = value(ctx.forward(ctx.model, row), row, ctx.objective)
+                found = torch.autograd.grad(scalar, tensors, allow_unused=True)
+            yield {
+                name: (torch.zeros_like(p) if g is None else g)[None]
+                for name, p, g in zip(names, tensors, found, strict=True)
+            }
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)

@@ -29,6 +29,11 @@ class MAS(QuadraticPull):
 
     name: ClassVar[str] = "mas"
     summary: ClassVar[str] = "weights that the output is sensitive to are pulled back to where they were left"
+    needs: ClassVar[str] = (
+        "2 values a trainable weight, however many tasks; no stored rows, no targets, no task ids"
+    )
+    cost: ClassVar[str] = "a few passes over the weights a step; one backward pass a row at the end of a task"
+    source: ClassVar[str] = "Aljundi et al. 2018 (arXiv:1711.09601)"
 
     def __init__(self, strength: float = 1.0, samples: int | None = None) -> None:
         super().__init__(strength)

@@ -10,3 +10,6 @@ class Naive(Strategy):
 
     name: ClassVar[str] = "naive"
     summary: ClassVar[str] = "plain sequential fine-tuning; the baseline that shows the forgetting"
+    needs: ClassVar[str] = "nothing"
+    cost: ClassVar[str] = "none"
+    source: ClassVar[str] = "McCloskey & Cohen 1989 (doi:10.1016/S0079-7421(08)60536-8)"

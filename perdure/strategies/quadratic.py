@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.errors import StrategyError
 from perdure.strategies.base import Strategy
@@ -14,7 +14,7 @@ from perdure.types import Context
 
 
 class QuadraticPull(Strategy):
-    """loss + strength/2 · Σ_i importance_i (θ_i − anchor_i)², over the trainable weights.
+    """loss + strength/2 · Σ_i importance_i (θ_i − anchor_i)², over the trainable weights (see `values`).
 
     Attributes:
         strength: λ, at least 0.
@@ -30,33 +30,38 @@ class QuadraticPull(Strategy):
         self.anchor: dict[str, Tensor] = {}
         self._offset = 0.0  # Σ over tasks of the quadratics' value at the common anchor, for the logged loss
 
+    def values(self, model: nn.Module) -> dict[str, Tensor]:
+        """What is pulled, by name: the trainable weights."""
+        return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def push(self, model: nn.Module, pulls: Mapping[str, Tensor]) -> None:
+        """Add strength times the pull on each of `values` to the gradients."""
+        weights = dict(model.named_parameters())
+        gradients: list[Tensor] = []
+        for name in pulls:
+            weight = weights[name]
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            gradients.append(weight.grad)
+        if gradients:
+            torch._foreach_add_(gradients, list(pulls.values()), alpha=self.strength)
+
     def gradient(self, ctx: Context, batches: object) -> None:
         """Add strength · importance (θ − anchor) to the gradients and log the penalty's value."""
         if not self.importance or self.strength == 0:
             return
         with torch.no_grad():
-            weights: list[Tensor] = []
-            gradients: list[Tensor] = []
-            importances: list[Tensor] = []
-            anchors: list[Tensor] = []
-            for name, parameter in ctx.model.named_parameters():
-                if not parameter.requires_grad or name not in self.importance:
-                    continue
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                if self.importance[name].device != parameter.device:
-                    self.importance[name] = self.importance[name].to(parameter.device)
-                    self.anchor[name] = self.anchor[name].to(parameter.device)
-                weights.append(parameter)
-                gradients.append(parameter.grad)
-                importances.append(self.importance[name])
-                anchors.append(self.anchor[name])
-            if not weights:
+            values = {name: v for name, v in self.values(ctx.model).items() if name in self.importance}
+            if not values:
                 return
-            moved = list(torch._foreach_sub(weights, anchors))
-            pull = torch._foreach_mul(moved, importances)
-            torch._foreach_add_(gradients, pull, alpha=self.strength)
-            value = sum(torch.dot(m.flatten(), p.flatten()) for m, p in zip(moved, pull, strict=True))
+            for name, present in values.items():
+                if self.importance[name].device != present.device:
+                    self.importance[name] = self.importance[name].to(present.device)
+                    self.anchor[name] = self.anchor[name].to(present.device)
+            moved = torch._foreach_sub(list(values.values()), [self.anchor[name] for name in values])
+            pulls = torch._foreach_mul(moved, [self.importance[name] for name in values])
+            self.push(ctx.model, dict(zip(values, pulls, strict=True)))
+            value = sum(torch.dot(m.flatten(), p.flatten()) for m, p in zip(moved, pulls, strict=True))
         ctx.log("penalty", self.strength / 2 * (value + self._offset))
 
     def fold(self, ctx: Context, new: Mapping[str, Tensor], decay: float = 1.0, newest: bool = False) -> None:
@@ -69,7 +74,7 @@ class QuadraticPull(Strategy):
             newest: anchor all importance at the newest weights; else each task's quadratic keeps its own minimum,
                 and the anchor is that of their sum.
         """
-        here = {name: p.detach().clone() for name, p in ctx.model.named_parameters() if name in new}
+        here = {name: v.detach().clone() for name, v in self.values(ctx.model).items() if name in new}
         for name, fresh in new.items():
             old = self.importance.get(name)
             if old is None:

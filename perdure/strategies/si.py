@@ -29,6 +29,9 @@ class SI(QuadraticPull):
 
     name: ClassVar[str] = "si"
     summary: ClassVar[str] = "weights that lowered earlier losses are pulled back to where the last task left them"
+    needs: ClassVar[str] = "2 values a trainable weight, however many tasks; no stored rows, no task ids"
+    cost: ClassVar[str] = "a few passes over the weights a step"
+    source: ClassVar[str] = "Zenke et al. 2017 (arXiv:1703.04200)"
 
     def __init__(self, strength: float = 1.0, damping: float = 0.1) -> None:
         super().__init__(strength)

@@ -19,7 +19,7 @@ from perdure.errors import ConfigError, ModelError, NonFiniteError, UsageError
 from perdure.evaluation.score import score
 from perdure.models.objectives import check_objective, collate, group_counts, group_losses, losses, total_loss
 from perdure.order import priority
-from perdure.strategies.base import Strategy
+from perdure.strategies.base import STEP, Strategy
 from perdure.training.optim import build_optimizer, learning_rate, load_named_state, named_state
 from perdure.types import TASK, Batch, Context, Example, Output, Phase, Task
 
@@ -75,6 +75,7 @@ class Learner:
         self.objective = check_objective(objective)
         self.settings = settings
         self.strategy = strategy
+        strategy.check(model, self.objective)
         self.seed = seed
         self.accelerator = _accelerator(settings)
         self.device = self.accelerator.device
@@ -162,12 +163,13 @@ class Learner:
                 outputs.append(Output(output.logits.detach()))
                 loss: Any = 0.0
                 for group, summed in group_losses(output, batch, self.objective).items():
-                    if totals[group]:
+                    if totals[group] and weights.get(group, 1):
                         part = summed / totals[group]
                         loss = loss + (part if group not in weights else weights[group] * part)
                 penalty = strategy.penalty(ctx, batch, output)
-                if isinstance(penalty, Tensor) or penalty:
-                    loss = loss + penalty / targets
+                for group, term in (penalty if isinstance(penalty, Mapping) else {STEP: penalty}).items():
+                    if isinstance(term, Tensor) or term:
+                        loss = loss + term / (targets if group == STEP else totals[group])
             if not isinstance(loss, Tensor):
                 continue
             self.accelerator.backward(loss)

@@ -42,7 +42,7 @@ class Plan:
     Attributes:
         settings: as validated.
         language: the base model with its tokenizer.
-        model: what is trained (the base, or the base with adapters).
+        model: what is trained (the base, or the base with adapters or a soft prompt).
         encoder: text to tokens and back.
         stream: the tasks, encoded.
         stages: what is trained on, in order.
@@ -168,13 +168,21 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
 
     import torch
 
-    from perdure.models.adapters import tune
+    from perdure.models.adapters import count_virtual_tokens, tune
     from perdure.models.load import identify, load
     from perdure.streams.encode import Encoder
 
     torch.manual_seed(settings.seed)
     language = load(settings.model)
-    limit = min(settings.max_length or language.max_length, language.max_length)
+    model = tune(
+        language.model,
+        settings.tuning,
+        **settings.lora.model_dump(),
+        **settings.soft_prompt.model_dump(),
+        tokenizer=language.tokenizer,
+    )
+    room = language.max_length - count_virtual_tokens(model)
+    limit = min(settings.max_length or room, room)
     encoder = Encoder(language.tokenizer, limit)
     places = (Path(settings.data) if settings.data else None, settings.seed, encoder, folder)
     erased = frozenset(settings.erased)
@@ -187,7 +195,6 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
         task, fact = spec.build_task(extension, *places, earlier=stream.tasks, probe=probe, erased=erased)
         stream = stream.extend(task)
         facts["tasks"] += fact["tasks"]
-    model = tune(language.model, settings.tuning, **settings.lora.model_dump())
     stages = tuple(stream.joint() if mode == "joint" else stream)
     strategy = build(name, with_capacity(settings.continual_strategy, rows))
     return Plan(

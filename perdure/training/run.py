@@ -531,15 +531,15 @@ class Run:
 
     def _export(self) -> None:
         """The trained model in the layout that Transformers and PEFT load."""
-        lora = self.plan.settings.tuning == "lora"
-        with replaced(self.folder.adapter if lora else self.folder.model) as aside:
+        whole = self.plan.settings.tuning == "full"
+        with replaced(self.folder.model if whole else self.folder.adapter) as aside:
             self.plan.model.save_pretrained(aside)
             self.plan.language.tokenizer.save_pretrained(aside)
-            if lora:
+            if not whole:
                 # PEFT writes sets in an order that changes from process to process.
                 config = aside / "adapter_config.json"
                 values = json.loads(config.read_text(encoding="utf-8"))
-                if isinstance(values["target_modules"], list):
+                if isinstance(values.get("target_modules"), list):
                     values["target_modules"] = sorted(values["target_modules"])
                 config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

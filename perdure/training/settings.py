@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
-from perdure.config import FORMAT, EvaluationSettings, LoraSettings, TrainingSettings
+from perdure.config import FORMAT, EvaluationSettings, LoraSettings, SoftPromptSettings, TrainingSettings
+from perdure.models.adapters import Tuning
 from perdure.streams.spec import StreamSpec, TaskSpec
 
 
@@ -17,8 +16,9 @@ class RunSettings(TrainingSettings):
     name: str | None = None
     description: str = ""
     model: str = "nano"
-    tuning: Literal["full", "lora"] = "full"
+    tuning: Tuning = "full"
     lora: LoraSettings = LoraSettings()
+    soft_prompt: SoftPromptSettings = SoftPromptSettings()
     strategy: str = "naive"
     stream: StreamSpec
     extensions: tuple[TaskSpec, ...] = ()

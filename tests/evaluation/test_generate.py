@@ -222,3 +222,76 @@ def test_an_answer_ends_where_the_models_positions_do(batch_size: int) -> None:
     expected = [by_hand(model, prompt, limit)[0] for prompt, limit in zip(asked, room, strict=True)]
     assert [len(answer) for answer in expected] == room
     assert generate(model, asked, 8, END, batch_size, max_length=16) == expected
+
+
+def with_prompt(model: Any) -> Any:
+    """The model behind a soft prompt of three."""
+    torch.manual_seed(5)
+    tuned = tune(model, "soft-prompt", tokens=3, init="random").eval()
+    assert generate(tuned.get_base_model(), prompts(), 8, END) != generate(tuned, prompts(), 8, END)
+    return tuned
+
+
+def gpt2(positions: int) -> Any:
+    """A model whose learnt positions tell where a token stands."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=positions, n_embd=16, n_layer=1, n_head=2)).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "bitnet", "lfm2", "gpt2", "nano"])
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_a_soft_prompt_batched_equals_one_by_one(make_lm: Any, kind: str, batch_size: int) -> None:
+    """The loop by hand goes through PEFT's own forward pass, which training takes."""
+    base = {"gpt2": lambda: gpt2(32), "nano": lambda: load("nano").model}.get(
+        kind, lambda: make_lm(kind, seed=3, spread=0.3)
+    )()
+    model = with_prompt(base)
+    expected = [by_hand(model, prompt, 8)[0] for prompt in prompts()]
+    assert len({tuple(answer) for answer in expected}) > 3
+    assert generate(model, prompts(), 8, END, batch_size) == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "bitnet", "lfm2"])
+def test_logits_behind_a_soft_prompt_equal_those_alone(make_lm: Any, kind: str) -> None:
+    model = with_prompt(make_lm(kind, seed=3, spread=0.3))
+    seen: list[Tensor] = []
+    hook = model.get_base_model().register_forward_hook(lambda *call: seen.append(call[-1].logits[:, -1]))
+    generate(model, prompts(), 8, end=-1)
+    hook.remove()
+    order = sorted(range(len(prompts())), key=lambda i: len(prompts()[i]))
+    for row, i in enumerate(order):
+        _, alone = by_hand(model, prompts()[i], 8, end=-1)
+        for together, one in zip(seen, alone, strict=True):
+            torch.testing.assert_close(together[row], one, rtol=0, atol=1e-5)
+
+
+def test_padding_behind_a_soft_prompt_would_be_seen() -> None:
+    """The checks above can fail: PEFT's forward puts the soft prompt before the padding and counts it as tokens."""
+    model = with_prompt(gpt2(32))
+    longest = max(map(len, prompts()))
+    ids, mask = torch.zeros(2, len(prompts()), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts()):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    with torch.no_grad():
+        first = model(input_ids=ids, attention_mask=mask).logits[:, -1].argmax(-1).tolist()
+    alone = [by_hand(model, prompt, 1, end=-1)[0][0] for prompt in prompts()]
+    assert first != alone
+    assert [answer[0] for answer in generate(model, prompts(), 1, end=-1)] == alone
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_soft_prompt_takes_positions_of_its_own(batch_size: int) -> None:
+    """Nineteen learnt positions, three of them the soft prompt's: for the rest it is a model of sixteen."""
+    model = with_prompt(gpt2(19))
+    asked = prompts((14, 3, 16, 8))
+    room = [2, 8, 0, 8]
+    expected = [by_hand(model, prompt, limit)[0] for prompt, limit in zip(asked, room, strict=True)]
+    assert len(expected[0]) == 2
+    assert generate(model, asked, 8, END, batch_size, max_length=16) == expected

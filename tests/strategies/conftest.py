@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from perdure.config import TrainingSettings, validate
-from perdure.strategies import EWC, MAS, SI, Chain, Naive, Replay, Strategy
+from perdure.memory import BalancedBuffer
+from perdure.strategies import AGEM, EWC, GEM, MAS, SI, Chain, DERpp, FreezeBottom, LwF, Naive, Replay, Strategy
 from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit
 from perdure.types import Example, Task
@@ -26,10 +27,29 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "ewc-true": lambda: EWC(strength=5.0, fisher="true"),
     "si": lambda: SI(strength=5.0, damping=0.01),
     "mas": lambda: MAS(strength=0.5, samples=7),
+    "replay-tokens": lambda: Replay(capacity="900B", ratio=0.7, unit="tokens"),
+    "replay-balanced": lambda: Replay(BalancedBuffer(5, seed=3)),
+    "replay-ring": lambda: Replay(capacity=5, memory="ring"),
+    "derpp": lambda: DERpp(alpha=0.3, beta=0.7, capacity=6, ratio=0.6, top_k=5),
+    "ewc-weight": lambda: EWC(strength=5.0, space="weight"),
+    "lwf": lambda: LwF(strength=2.0),
+    "gem": lambda: GEM(per_task=5, margin=0.1),
+    "agem": lambda: AGEM(per_task=5, sample=3),
+    "freeze-bottom": FreezeBottom,
     "replay+ewc": lambda: Chain([Replay(capacity=6), EWC(strength=5.0)]),
-    "replay+si": lambda: Chain([Replay(capacity=6), SI(strength=5.0)]),
-    "mas+si": lambda: Chain([MAS(strength=0.5), SI(strength=5.0)]),
     "ewc+replay": lambda: Chain([EWC(strength=5.0, fisher="true"), Replay(capacity=6, ratio=0.5)]),
+    "si+replay": lambda: Chain([SI(strength=5.0), Replay(capacity=6)]),
+    "lwf+derpp": lambda: Chain([LwF(), DERpp(capacity=6)]),
+    "mas+agem": lambda: Chain([MAS(strength=0.5), AGEM(per_task=5, sample=3)]),
+    "freeze-bottom+lwf+ewc": lambda: Chain([FreezeBottom(), LwF(), EWC(strength=5.0)]),
+}
+# Worlds that a strategy refuses at construction, and what it says.
+REFUSED = {
+    **{
+        ("ewc-weight", world): "the model has no LoRA adapter"
+        for world in ("mlp", "regression", "llama", "llama-soft")
+    },
+    **{(name, "llama-soft"): "would be left to train" for name in ("freeze-bottom", "freeze-bottom+lwf+ewc")},
 }
 ROWS, BATCH, EPOCHS = 10, 4, 2
 
@@ -87,19 +107,22 @@ def _ragged(rng: torch.Generator) -> tuple[Any, Any]:
 def _llama() -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=32, tie_word_embeddings=True,
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return LlamaForCausalLM(config)
 
 
-def _lora() -> Any:
+@cache
+def _tuned(tuning: Any, **settings: Any) -> Any:
     from perdure.models.adapters import tune
 
-    torch.manual_seed(2)
-    return tune(copy.deepcopy(_llama()), "lora", r=2, alpha=4, dropout=0.2)
+    with torch.random.fork_rng():  # made once: the first to ask must not find other draws than the rest
+        torch.manual_seed(2)
+        return tune(copy.deepcopy(_llama()), tuning, **settings)
 
 
 def _mlp(outputs: int) -> nn.Module:
@@ -119,29 +142,40 @@ WORLDS = {
             _tasks(lambda rng: (torch.randn(5, generator=rng), torch.rand((), generator=rng))),
         ),
         World("llama", "causal_lm", lambda: copy.deepcopy(_llama()), _tasks(_ragged)),
-        World("llama-lora", "causal_lm", _lora, _tasks(_ragged)),
+        World(
+            "llama-lora", "causal_lm",
+            lambda: copy.deepcopy(_tuned("lora", r=2, alpha=4, dropout=0.2)), _tasks(_ragged),
+        ),
+        World(
+            "llama-soft", "causal_lm", lambda: copy.deepcopy(_tuned("soft-prompt", tokens=3)), _tasks(_ragged)
+        ),
     )
 }  # fmt: skip
 
 
-@pytest.fixture(params=STRATEGIES)
-def make_strategy(request: pytest.FixtureRequest) -> Callable[[], Strategy]:
-    return STRATEGIES[request.param]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `world`, or `make_strategy`, or both, runs in all of them that go together."""
+    names = {"make_strategy", "world"} & set(metafunc.fixturenames)
+    if len(names) == 2:
+        pairs = [(s, w) for s in STRATEGIES for w in WORLDS if (s, w) not in REFUSED]
+        values = [(STRATEGIES[s], WORLDS[w]) for s, w in pairs]
+        metafunc.parametrize(("make_strategy", "world"), values, ids=[f"{s}-{w}" for s, w in pairs])
+    elif names:
+        (name,) = names
+        table: dict[str, Any] = STRATEGIES if name == "make_strategy" else WORLDS
+        metafunc.parametrize(name, list(table.values()), ids=list(table))
 
 
-@pytest.fixture(params=WORLDS)
-def world(request: pytest.FixtureRequest) -> World:
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
     torch.manual_seed(0)
-    return WORLDS[request.param]
 
 
 @pytest.fixture
 def mlp_world() -> World:
-    torch.manual_seed(0)
     return WORLDS["mlp"]
 
 
 @pytest.fixture
 def llama_world() -> World:
-    torch.manual_seed(0)
     return WORLDS["llama"]

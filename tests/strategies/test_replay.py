@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 
 from perdure.errors import StrategyError
-from perdure.memory import ReservoirBuffer
+from perdure.memory import BalancedBuffer, ReservoirBuffer
 from perdure.strategies import Replay
+from perdure.strategies.rehearsal import Quota
+from perdure.types import Example
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.29, 0.6, 1.0, 2.5])
@@ -72,9 +75,72 @@ def test_memory_smaller_than_a_steps_share_is_gone_through_again(mlp_world: Any)
     assert learner.step(mlp_world.tasks[1].train[:4]).replayed_rows == 8
 
 
+@pytest.mark.parametrize("ratio", [0.1, 0.29, 1.0, 2.5])
+def test_ratio_in_tokens_is_exact_to_within_a_row(llama_world: Any, ratio: float) -> None:
+    """After n new targets the replayed ones are at least ratio · n, and less than that without the last row."""
+    learner = llama_world.learner(Replay(capacity=5, ratio=ratio, unit="tokens"))
+    new = replayed = 0
+    for index, _, result in llama_world.train(learner):
+        if index == 0:
+            continue
+        last = [int((row.y[1:] != -100).sum()) for row in result.examples if row.source == "replay"]
+        new += result.targets - result.replayed_targets
+        replayed += result.replayed_targets
+        assert replayed >= ratio * new - 1e-9
+        assert not last or replayed - last[-1] < ratio * new
+
+
+def check_lengths(quota: Any) -> None:
+    """Rows of 1 to 12 targets, 40,000 steps of a few tokens each: every row is drawn as often (χ², 0.1 %)."""
+    buffer = ReservoirBuffer(12, seed=1)
+    for i in range(12):
+        labels = torch.full((14,), -100)
+        labels[1 : i + 2] = 1
+        buffer.offer(Example(str(i), "t", x=torch.ones(14).long(), y=labels))
+    new = [Example("n", "u", x=torch.ones(4).long(), y=torch.ones(4).long())]
+    counts: Counter[str] = Counter()
+    for _ in range(8_000):
+        counts.update(row.key for row in quota.draw(buffer, new, lambda row: int((row.y[1:] != -100).sum())))
+    expected = sum(counts.values()) / 12
+    assert expected > 200
+    assert sum((counts[str(i)] - expected) ** 2 / expected for i in range(12)) < 31.3
+
+
+def test_no_row_is_passed_over_for_its_length() -> None:
+    check_lengths(Quota(0.7, "tokens"))
+
+
+class OnlyWhatFits(Quota):
+    """Wrong: a row longer than what is owed is left, and another is drawn in the next step: long rows are rare."""
+
+    def draw(self, buffer: Any, new: Any, count: Any) -> list[Example]:
+        rows: list[Example] = []
+        self.new += sum(map(count, new))
+        for row in buffer.sample(max(len(new), 1)):
+            if self.drawn + count(row) > self._ratio * self.new:
+                break
+            rows.append(row)
+            self.drawn += count(row)
+        return rows
+
+
+def test_passing_over_long_rows_is_caught() -> None:
+    with pytest.raises(AssertionError):
+        check_lengths(OnlyWhatFits(0.7, "tokens"))
+
+
+def test_a_class_balanced_memory_is_refused_for_a_regression() -> None:
+    for strategy in (Replay(memory="class-balanced"), Replay(BalancedBuffer(5, by="class"))):
+        with pytest.raises(StrategyError, match="needs classes, and a regression has none"):
+            strategy.check(torch.nn.Linear(1, 1), "regression")
+    Replay(memory="class-balanced").check(torch.nn.Linear(1, 1), "classification")
+
+
 @pytest.mark.parametrize(
-    "settings", [{"ratio": 0}, {"ratio": float("nan")}, {"ratio": float("inf")}, {"capacity": 0}]
-)
+    "settings",
+    [{"ratio": 0}, {"ratio": float("nan")}, {"ratio": float("inf")}, {"capacity": 0}, {"capacity": "5%"},
+     {"capacity": 2.5}, {"unit": "rows"}],
+)  # fmt: skip
 def test_bad_settings_are_refused_in_words(settings: dict[str, Any]) -> None:
     with pytest.raises(StrategyError, match=f"replay: {next(iter(settings))}"):
         Replay(**settings)

@@ -67,6 +67,7 @@ def run_erase(path: Path, *keys: str, retrain: bool = False, run: Any = Run) -> 
         ({"strategy": "replay+ewc"}, ["a1", "a4", "b3"], ("a", "b"), ()),
         ({"strategy": "replay", "continual_strategy": {"replay": {"capacity": "60%"}}}, ["b1"], ("a", "b"), ()),
         ({"strategy": "ewc", "tuning": "lora"}, ["b1"], ("b",), ()),
+        ({"strategy": "replay", "tuning": "soft-prompt"}, ["b1"], ("b",), ()),
         ({"strategy": "replay"}, ["a-test1"], (), ("a",)),
         ({"strategy": "replay"}, ["probe-test0", "b-test2"], (), ("b", "general probe")),
         ({"strategy": "replay"}, ["b4", "a-test0"], ("b",), ("a",)),

@@ -34,6 +34,8 @@ BOTH = "replay+ewc"
         ({"strategy": BOTH}, {"step": 8}),
         ({"strategy": BOTH}, {"step": 12}),
         ({"strategy": BOTH, "tuning": "lora", "lora": {"dropout": 0.2}}, {"step": 8}),
+        ({"strategy": BOTH, "tuning": "soft-prompt", "soft_prompt": {"tokens": 3}}, {"step": 8}),
+        ({"strategy": "isolated", "tuning": "soft-prompt"}, {"step": 8}),
         ({"strategy": "naive", "schedule": {"type": "cosine", "at_boundary": "continue"}}, {"step": 6}),
         ({"strategy": "joint"}, {"step": 5}),
         ({"strategy": "isolated"}, {"step": 8}),

@@ -1,0 +1,105 @@
+"""Dark experience replay++: kept rows are trained on, and kept logits are matched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from perdure.errors import StrategyError
+from perdure.memory import Buffer
+from perdure.models.objectives import answers
+from perdure.strategies.rehearsal import Memory, Rehearsal, Unit
+from perdure.strategies.swap import forward_with
+from perdure.types import Batch, Context, Example, Output
+
+CHUNK = 32
+
+
+class DERpp(Rehearsal):
+    """loss(new) + alpha · mean ‖z(x₁) − z₁‖² + beta · loss(x₂), with x₁ and x₂ drawn apart from the memory.
+
+    z₁ are the logits that the model had on x₁ at the end of its task, in eval mode, at each target (of a causal
+    language model, those that predict a learnt token); the mean is over the targets of x₁. Of the logits the
+    `top_k` largest are kept and compared, with their places. For regression z is the prediction.
+
+    Args:
+        buffer: what keeps the rows; None makes one of `memory` and `capacity` from the run's seed.
+        alpha: weight of the logits' term, at least 0.
+        beta: weight of the kept rows' own loss, at least 0.
+        ratio: rows of x₁, and as many of x₂, per new row, above 0.
+        capacity: rows kept, or a size such as "2MB", where no buffer is given.
+        top_k: logits kept for each target, at least 1.
+        memory: "reservoir", "balanced" (by task), "class-balanced" or "ring" (the newest of each task).
+        unit: what `ratio` counts: "examples", or "tokens", which are targets.
+
+    Source: Buzzega et al. 2020 (arXiv:2004.07211). There logits are kept as they were when a row was met; here they
+    are those of the end of the task.
+    """
+
+    name: ClassVar[str] = "derpp"
+    summary: ClassVar[str] = "kept rows are trained on, and the logits kept with them are matched"
+    needs: ClassVar[str] = "a memory of rows with their logits; no extra weights, no task ids"
+    cost: ClassVar[str] = "a step has (1 + 2 · ratio) times the rows; one forward pass a row at the end of a task"
+    source: ClassVar[str] = "Buzzega et al. 2020 (arXiv:2004.07211)"
+
+    def __init__(
+        self,
+        buffer: Buffer | None = None,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        ratio: float = 1.0,
+        capacity: int | str = 1000,
+        top_k: int = 32,
+        memory: Memory = "reservoir",
+        unit: Unit = "examples",
+    ) -> None:
+        super().__init__(buffer, ratio, capacity, memory, unit, quotas=2)
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            if not 0 <= value < float("inf"):
+                raise StrategyError(f"derpp: {name} must be a finite number of at least 0, got {value}")
+        if top_k < 1:
+            raise StrategyError(f"derpp: top_k must be at least 1, got {top_k}")
+        self.alpha = alpha
+        self.beta = beta
+        self.top_k = top_k
+        # Rows of x₁ are in the step for their logits alone, so that their own loss has no weight.
+        self.weights = MappingProxyType({"derpp-logits": 0.0, "derpp-rows": beta})
+
+    def mix(self, ctx: Context, examples: list[Example]) -> list[Example]:
+        """The new rows, followed by x₁ and x₂."""
+        groups = [("derpp-logits", self.alpha), ("derpp-rows", self.beta)]
+        drawn = [(group, self.draw(ctx, examples, i)) for i, (group, weight) in enumerate(groups) if weight]
+        return [*examples, *(row.but(source=self.name, group=group) for group, rows in drawn for row in rows)]
+
+    def penalty(self, ctx: Context, batch: Batch, output: Output) -> dict[str, Tensor]:
+        """alpha · Σ ‖z − z₁‖² over the targets of the rows of x₁."""
+        chosen = [i for i, row in enumerate(batch.examples) if row.group == "derpp-logits"]
+        if not chosen:
+            return {}
+        rows = tuple(batch.examples[i] for i in chosen)
+        part = Batch(rows, torch.empty(0), batch.y[chosen], tuple(batch.counts[i] for i in chosen), 0)
+        said = answers(Output(output.logits[chosen]), part, ctx.objective)  # [N, V]
+        kept = torch.cat([row.extras["logits"] for row in rows]).to(said)  # [N, k]
+        places = torch.cat([row.extras["places"] for row in rows]).to(said.device, torch.long)
+        return {"derpp-logits": self.alpha * (said.gather(1, places) - kept).square().sum()}
+
+    def after_task(self, ctx: Context) -> None:
+        """Offer the task's rows to the memory, with their logits."""
+        assert self.buffer is not None
+        self.buffer.extend(self._with_logits(ctx, ctx.task.train))
+
+    def _with_logits(self, ctx: Context, rows: Sequence[Example]) -> Iterator[Example]:
+        ordered = sorted(rows, key=lambda row: 0 if row.x is None or row.x.dim() == 0 else row.x.shape[0])
+        for start in range(0, len(ordered), CHUNK):
+            batch = ctx.collate(ordered[start : start + CHUNK])
+            found = answers(forward_with(ctx, {}, batch), batch, ctx.objective).cpu()
+            sizes = batch.counts if ctx.objective == "causal_lm" else [1] * len(batch.examples)
+            for row, logits in zip(batch.examples, found.split(list(sizes)), strict=True):
+                # A regression has no largest outputs to choose from.
+                k = logits.shape[1] if ctx.objective == "regression" else min(self.top_k, logits.shape[1])
+                kept, places = logits.topk(k)
+                yield row.but(extras={**row.extras, "logits": kept, "places": places.to(torch.int32)})

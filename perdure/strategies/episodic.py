@@ -1,0 +1,89 @@
+"""What GEM and A-GEM share: a few rows of each past task, and gradients on them as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import StrategyError
+from perdure.memory.pack import pack, unpack
+from perdure.models.objectives import count_targets
+from perdure.order import take
+from perdure.strategies.base import Strategy
+from perdure.types import Batch, Context, Example
+
+
+class Episodic(Strategy):
+    """A strategy that bounds the step by gradients on `per_task` kept rows of each past task.
+
+    Args:
+        per_task: rows kept of each task, chosen by key.
+
+    Attributes:
+        rows: the kept rows by task.
+    """
+
+    def __init__(self, per_task: int) -> None:
+        if per_task < 1:
+            raise StrategyError(f"{self.name}: per_task must be at least 1 row, got {per_task}")
+        self.per_task = per_task
+        self.rows: dict[str, list[Example]] = {}
+
+    def after_task(self, ctx: Context) -> None:
+        """Keep rows of the task."""
+        name = ctx.task.name
+        self.rows[name] = take(ctx.task.train, self.per_task, ctx.seed, self.name, name, key=lambda row: row.key)
+
+    def reference(self, ctx: Context, rows: Sequence[Example], batches: Sequence[Batch]) -> Tensor:
+        """The gradient [P] of the task loss on these rows: a mean over their targets, in eval mode.
+
+        It is taken in pieces as large as the step's micro-batches, which are known to fit.
+        """
+        size = max((len(batch.examples) for batch in batches), default=1)
+        ordered = sorted(rows, key=lambda row: 0 if row.x is None or row.x.dim() == 0 else row.x.shape[0])
+        targets = max(sum(count_targets(row, ctx.objective) for row in rows), 1)
+        weights = trainable(ctx.model)
+        total: list[Tensor] | None = None
+        for start in range(0, len(ordered), size):
+            loss = ctx.loss_of(ordered[start : start + size], reduction="sum") / targets
+            found = torch.autograd.grad(loss, weights, allow_unused=True)
+            part = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+            if total is None:
+                total = part
+            else:
+                torch._foreach_add_(total, part)
+        assert total is not None
+        return torch.cat([g.reshape(-1) for g in total])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The kept rows."""
+        return {"rows": {name: pack(rows) for name, rows in self.rows.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them."""
+        self.rows = {name: unpack(packed) for name, packed in state["rows"].items()}
+
+
+def trainable(model: nn.Module) -> list[Tensor]:
+    """What is trained, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def gradient_vector(model: nn.Module) -> Tensor:
+    """All gradients end to end [P]; zeros where a weight has none."""
+    return torch.cat([(torch.zeros_like(w) if w.grad is None else w.grad).reshape(-1) for w in trainable(model)])
+
+
+def put_gradient(model: nn.Module, vector: Tensor) -> None:
+    """Write a vector [P] back into the gradients."""
+    start = 0
+    for weight in trainable(model):
+        piece = vector[start : start + weight.numel()].view_as(weight)
+        start += weight.numel()
+        if weight.grad is None:
+            weight.grad = piece.to(weight.dtype).clone()
+        else:
+            weight.grad.copy_(piece)
