@@ -97,7 +97,7 @@ TABLE: dict[str, Row] = {
     "ewc": Row(
         "ewc",
         "weights",
-        _by_world("ewc.strength", 1.0, 100.0, 100.0),
+        _by_world("ewc.strength", 1.0, 10.0, 100.0),
         {"*": {"ewc.strength": POWERS}, "arena": {"ewc.strength": [0.3, 1.0, 3.0, 10.0]}},
     ),
     "ewc-weight": Row(
@@ -116,11 +116,14 @@ TABLE: dict[str, Row] = {
     "mas": Row(
         "mas",
         "weights",
-        _by_world("mas.strength", 1.0, 1.0, 1.0),
+        _by_world("mas.strength", 1.0, 0.1, 1.0),
         {"*": {"mas.strength": [0.01, *POWERS[:4]]}, "arena": {"mas.strength": [0.01, 0.1, 1.0, 10.0]}},
     ),
     "lwf": Row(
-        "lwf", "outputs", _by_world("lwf.strength", 1.0, 1.0, 1.0), {"*": {"lwf.strength": [0.3, 1.0, 3.0, 10.0]}}
+        "lwf",
+        "outputs",
+        _by_world("lwf.strength", 1.0, 10.0, 1.0),
+        {"*": {"lwf.strength": [1.0, 3.0, 10.0, 30.0, 100.0]}},
     ),
     "freeze-bottom": Row("freeze-bottom", "freezing", worlds=("arena", "minilm-lora")),
     "replay-5%+ewc": Row(
@@ -563,6 +566,10 @@ def tune(out: Path, world: World, names: Sequence[str], workers: int, console: C
         write_json(out / world.name / "tune" / f"{name}.json", table)
         console.print(f"\n{world.name}, {name} (naive learns {reference['metrics']['learning']:.3f}, "
                       f"ends at {reference['metrics']['average']:.3f})", highlight=False)  # fmt: skip
+        edges = [
+            key for key, value in best["settings"].items()
+            if len(grid := TABLE[name].grid_for(world.name)[key]) > 2 and value in (grid[0], grid[-1])
+        ]  # fmt: skip
         for one in tried:
             point = ", ".join(f"{key} {value:g}" for key, value in one["settings"].items())
             console.print(
@@ -570,6 +577,8 @@ def tune(out: Path, world: World, names: Sequence[str], workers: int, console: C
                 f"learning {one['learning']:.3f}{'   <- best' if one is best else ''}",
                 highlight=False,
             )
+        if edges:
+            console.print(f"  the best {' and '.join(edges)} is at the edge of the grid: widen it", highlight=False)
     return failed
 
 

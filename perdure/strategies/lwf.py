@@ -22,7 +22,7 @@ class LwF(Strategy):
 
     The teacher is the model as the task before left it, in eval mode, on the very rows of the step: of a causal
     language model where a token is learnt. It is the same network with the old values of what is trained, so that
-    with adapters no second base is held. In a regression both are Gaussians of unit variance: ½(student − teacher)².
+    with adapters no second base is held. In a regression it is ½(student − teacher)²: both are Gaussians.
 
     A classifier is distilled over the classes that earlier tasks had: a class that is yet to be learnt has no
     probability under the teacher, and must not be taught away.

@@ -61,7 +61,7 @@ def values(model: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def push(layer: Any, pull: Tensor) -> None:
-    """Add what a pull on ΔW = scaling · B·A means for the factors: scaling · pull·Aᵀ for B, scaling · Bᵀ·pull for A.
+    """Add what a pull on ΔW = scaling · B·A means for its factors: scaling · pull·Aᵀ and scaling · Bᵀ·pull.
 
     Args:
         layer: a linear layer with LoRA.

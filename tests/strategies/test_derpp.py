@@ -97,7 +97,7 @@ def texts(task: str) -> list[Example]:
 
 
 def check_text(make: Callable[[], DERpp], top: int) -> None:
-    """Row by row: mean CE of new tokens + α · mean over x₁'s tokens of Σ_{k largest} (z − z₁)² + β · mean CE of x₂."""
+    """Row by row: mean CE of new tokens + α · mean over x₁ of Σ_{k largest} (z − z₁)² + β · mean CE of x₂."""
     model = Tokens()
     first, second = texts("first"), texts("second")[:3]
     old = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -73,7 +73,7 @@ def check_kkt(project: Project) -> None:
 
 
 def check_brute(project: Project, margin: float) -> None:
-    """Every set of references that could have v above the margin is tried; the best feasible one is the solution."""
+    """Every set of references that could have v above the margin is tried; the best feasible one is right."""
     for g, refs in conflicts():
         if bool((refs @ g >= 0).all()):
             assert torch.equal(project(g, refs, margin), g)

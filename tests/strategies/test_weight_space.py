@@ -30,7 +30,7 @@ def _double() -> Iterator[None]:
 
 
 @pytest.fixture
-def world(make_lm: Callable[..., Any]) -> tuple[Any, list[Example]]:
+def tuned(make_lm: Callable[..., Any]) -> tuple[Any, list[Example]]:
     """A LoRA-tuned Llama in float64 whose adapters do something, and ragged rows."""
     model = tune(make_lm("llama"), "lora", r=2, alpha=6, dropout=0.3).double()
     with torch.no_grad():
@@ -66,9 +66,9 @@ def deltas(model: Any) -> dict[str, Tensor]:
     return found
 
 
-def test_importance_is_the_fisher_of_the_merged_weights(world: tuple[Any, list[Example]]) -> None:
+def test_importance_is_the_fisher_of_the_merged_weights(tuned: tuple[Any, list[Example]]) -> None:
     """Row by row through a model without adapters, whose weights are W + ΔW."""
-    model, rows = world
+    model, rows = tuned
     strategy = EWC(STRENGTH, space="weight")
     learnt(model, rows, strategy)
     merged = copy.deepcopy(model).merge_and_unload().eval()
@@ -92,9 +92,9 @@ def test_importance_is_the_fisher_of_the_merged_weights(world: tuple[Any, list[E
     assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
 
 
-def check_pull(world: tuple[Any, list[Example]], make: Callable[[], EWC]) -> None:
+def check_pull(tuned: tuple[Any, list[Example]], make: Callable[[], EWC]) -> None:
     """The gradient of λ/2 Σ F (ΔW − ΔW*)² by A and B, through autograd, on weights that have moved on."""
-    model, rows = world
+    model, rows = tuned
     strategy = make()
     learner = learnt(model, rows, strategy)
     with torch.no_grad():
@@ -114,8 +114,8 @@ def check_pull(world: tuple[Any, list[Example]], make: Callable[[], EWC]) -> Non
     assert learner._logged["penalty"] == pytest.approx(float(penalty.detach()), rel=1e-12)
 
 
-def test_the_pull_reaches_the_factors(world: tuple[Any, list[Example]]) -> None:
-    check_pull(world, lambda: EWC(STRENGTH, space="weight"))
+def test_the_pull_reaches_the_factors(tuned: tuple[Any, list[Example]]) -> None:
+    check_pull(tuned, lambda: EWC(STRENGTH, space="weight"))
 
 
 class NoScaling(EWC):
@@ -137,14 +137,14 @@ class Transposed(EWC):
 
 
 @pytest.mark.parametrize("mutant", [NoScaling, Transposed])
-def test_wrong_chain_rules_are_caught(world: tuple[Any, list[Example]], mutant: type[EWC]) -> None:
+def test_wrong_chain_rules_are_caught(tuned: tuple[Any, list[Example]], mutant: type[EWC]) -> None:
     with pytest.raises(AssertionError):
-        check_pull(world, lambda: mutant(STRENGTH, space="weight"))
+        check_pull(tuned, lambda: mutant(STRENGTH, space="weight"))
 
 
-def test_which_factors_say_it_does_not_matter(world: tuple[Any, list[Example]]) -> None:
+def test_which_factors_say_it_does_not_matter(tuned: tuple[Any, list[Example]]) -> None:
     """(A, B) → (2A, B/2) leaves ΔW as it is: no penalty in weight space, some in parameter space."""
-    model, rows = world
+    model, rows = tuned
     in_weights, in_parameters = EWC(STRENGTH, space="weight"), EWC(STRENGTH)
     learners = [learnt(model, rows, strategy) for strategy in (in_weights, in_parameters)]
     with torch.no_grad():
@@ -159,8 +159,8 @@ def test_which_factors_say_it_does_not_matter(world: tuple[Any, list[Example]]) 
     assert values[0] < 1e-20 < 1e-3 < values[1]
 
 
-def test_other_trained_weights_are_held_as_they_are(world: tuple[Any, list[Example]]) -> None:
-    model, rows = world
+def test_other_trained_weights_are_held_as_they_are(tuned: tuple[Any, list[Example]]) -> None:
+    model, rows = tuned
     model.base_model.model.model.norm.weight.requires_grad_(True)
     strategy = EWC(STRENGTH, space="weight")
     learnt(model, rows, strategy)
@@ -171,9 +171,9 @@ def test_other_trained_weights_are_held_as_they_are(world: tuple[Any, list[Examp
     assert not any("lora_" in key for key in strategy.importance)
 
 
-def test_several_tasks_add_up_exactly(world: tuple[Any, list[Example]]) -> None:
+def test_several_tasks_add_up_exactly(tuned: tuple[Any, list[Example]]) -> None:
     """After two tasks the pull is the sum of two pulls, by autograd on both."""
-    model, rows = world
+    model, rows = tuned
     strategy = EWC(STRENGTH, space="weight")
     learner = learnt(model, rows[:2], strategy)
     first = {
