@@ -122,7 +122,7 @@ TABLE: dict[str, Row] = {
     "lwf": Row(
         "lwf",
         "outputs",
-        _by_world("lwf.strength", 1.0, 10.0, 1.0),
+        _by_world("lwf.strength", 1.0, 30.0, 1.0),
         {"*": {"lwf.strength": [1.0, 3.0, 10.0, 30.0, 100.0]}},
     ),
     "freeze-bottom": Row("freeze-bottom", "freezing", worlds=("arena", "minilm-lora")),
@@ -567,9 +567,10 @@ def tune(out: Path, world: World, names: Sequence[str], workers: int, console: C
         console.print(f"\n{world.name}, {name} (naive learns {reference['metrics']['learning']:.3f}, "
                       f"ends at {reference['metrics']['average']:.3f})", highlight=False)  # fmt: skip
         edges = [
-            key for key, value in best["settings"].items()
-            if len(grid := TABLE[name].grid_for(world.name)[key]) > 2 and value in (grid[0], grid[-1])
-        ]  # fmt: skip
+            key
+            for key, values in TABLE[name].grid_for(world.name).items()
+            if len(values) > 2 and best["settings"][key] in (values[0], values[-1])
+        ]
         for one in tried:
             point = ", ".join(f"{key} {value:g}" for key, value in one["settings"].items())
             console.print(
@@ -837,7 +838,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     if _runs(name, world)
                 ]
                 failed = run_cells(cells, given.workers, console)
-            report(given.out, worlds, seeds, console)
+            # Of all worlds, or a look at one would leave the others out of results.md.
+            report(given.out, list(WORLDS.values()), seeds, console)
     except KeyboardInterrupt:
         sys.exit("stopped; the cells that are done stay, the same command goes on")
     except PerdureError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.torture import counting, digest, killed, raised, run, write_recipe
-from perdure.memory import ReservoirBuffer
+from perdure.memory import BalancedBuffer
 from perdure.strategies import EWC, Replay
 from perdure.training.learner import Learner
 
@@ -20,7 +20,9 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(("strategy", "tuning"), [("replay+ewc", "full"), ("replay", "lora")])
+@pytest.mark.parametrize(
+    ("strategy", "tuning"), [("replay+ewc", "full"), ("replay", "lora"), ("lwf+agem", "soft-prompt")]
+)
 def test_killed_at_random_moments_a_run_ends_with_the_same_bytes(
     strategy: str, tuning: str, tmp_path: Path
 ) -> None:
@@ -54,7 +56,7 @@ whole = Learner.load_state_dict
 
 @pytest.mark.parametrize(
     ("owner", "broken"),
-    [(EWC, _nothing), (Replay, _nothing), (ReservoirBuffer, _nothing), (Learner, _without_generators)],
+    [(EWC, _nothing), (Replay, _nothing), (BalancedBuffer, _nothing), (Learner, _without_generators)],
     ids=["strategy", "memory and counts", "memory", "generators"],
 )
 def test_without_a_part_of_the_state_the_bytes_differ(
