@@ -85,11 +85,16 @@ TABLE: dict[str, Row] = {
     "replay-class-balanced": Row(
         "replay", "rehearsal", {"*": {**FIVE, "replay.memory": "class-balanced"}}, worlds=MINILM
     ),
+    "derpp-2%": Row(
+        "derpp",
+        "rehearsal",
+        {"*": {"derpp.capacity": "2%", "derpp.beta": 1.0}, **_by_world("derpp.alpha", 0.05, 0.5, 0.5)},
+        {"*": {"derpp.alpha": [0.1, 0.3, 1.0]}, "arena": {"derpp.alpha": [0.01, 0.05, 0.2]}},
+    ),
     "derpp-5%": Row(
         "derpp",
         "rehearsal",
-        {"*": {"derpp.capacity": "5%", "derpp.alpha": 0.5, "derpp.beta": 0.5}},
-        {"*": {"derpp.alpha": [0.1, 0.5, 1.0], "derpp.beta": [0.5, 1.0]}},
+        {"*": {"derpp.capacity": "5%", "derpp.beta": 1.0}, **_by_world("derpp.alpha", 0.05, 0.5, 0.5)},
     ),
     # Each step goes through all that GEM holds: with 5 % of the arena's rows it would take six times naive's time.
     "gem-2%": Row("gem", "gradients", {"*": {"gem.per_task": "2%"}}, {"*": {"gem.margin": [0.0, 0.5]}}),
@@ -97,40 +102,52 @@ TABLE: dict[str, Row] = {
     "ewc": Row(
         "ewc",
         "weights",
-        _by_world("ewc.strength", 1.0, 10.0, 100.0),
-        {"*": {"ewc.strength": POWERS}, "arena": {"ewc.strength": [0.3, 1.0, 3.0, 10.0]}},
+        _by_world("ewc.strength", 300.0, 10.0, 100.0),
+        {
+            "minilm-frozen": {"ewc.strength": POWERS},
+            "minilm-lora": {"ewc.strength": [30.0, 300.0, 3e3, 3e4]},
+            "arena": {"ewc.strength": [100.0, 300.0, 600.0]},
+        },
     ),
     "ewc-weight": Row(
         "ewc",
         "weights",
         {"*": {"ewc.space": "weight"}, "minilm-lora": {"ewc.strength": 100.0}},
-        {"*": {"ewc.strength": POWERS}},
+        {"*": {"ewc.strength": [30.0, 300.0, 3e3, 3e4]}},
         worlds=("minilm-lora",),
     ),
     "si": Row(
         "si",
         "weights",
         _by_world("si.strength", 3e3, 10.0, 10.0),
-        {"*": {"si.strength": POWERS}, "arena": {"si.strength": [300.0, 1e3, 3e3, 6e3]}},
+        {
+            "minilm-frozen": {"si.strength": [1.0, 3.0, 10.0, 30.0, 100.0]},
+            "minilm-lora": {"si.strength": [10.0, 100.0, 1e3, 1e4]},
+            "arena": {"si.strength": [1e3, 2e3, 3e3, 5e3]},
+        },
     ),
     "mas": Row(
         "mas",
         "weights",
-        _by_world("mas.strength", 1.0, 0.1, 1.0),
-        {"*": {"mas.strength": [0.01, *POWERS[:4]]}, "arena": {"mas.strength": [0.01, 0.1, 1.0, 10.0]}},
+        _by_world("mas.strength", 2e-4, 0.1, 1.0),
+        {
+            "minilm-frozen": {"mas.strength": [0.01, 0.03, 0.1, 0.3]},
+            "minilm-lora": {"mas.strength": [0.03, 0.3, 3.0, 30.0]},
+            "arena": {"mas.strength": [5e-5, 1e-4, 2e-4, 3e-4]},
+        },
     ),
     "lwf": Row(
         "lwf",
         "outputs",
         _by_world("lwf.strength", 1.0, 30.0, 1.0),
-        {"*": {"lwf.strength": [1.0, 3.0, 10.0, 30.0, 100.0]}},
+        {"*": {"lwf.strength": [1.0, 3.0, 10.0, 30.0, 100.0]}, "arena": {"lwf.strength": [1.0, 3.0, 10.0]}},
     ),
     "freeze-bottom": Row("freeze-bottom", "freezing", worlds=("arena", "minilm-lora")),
     "replay-5%+ewc": Row(
         "replay+ewc",
         "chains",
-        {world: {**FIVE, **own} for world, own in _by_world("ewc.strength", 1.0, 10.0, 10.0).items()},
-        {"*": {"ewc.strength": POWERS}},
+        {world: {**FIVE, **own} for world, own in _by_world("ewc.strength", 100.0, 10.0, 100.0).items()},
+        {"*": {"ewc.strength": [3.0, 10.0, 30.0]}, "arena": {"ewc.strength": [30.0, 100.0, 300.0]}},
     ),
     "replay-5%+lwf": Row(
         "replay+lwf", "chains", {"*": {**FIVE, "lwf.strength": 1.0}}, {"*": {"lwf.strength": [0.3, 1.0, 3.0]}}
@@ -181,7 +198,8 @@ WORLDS: dict[str, World] = {
     ),
     "minilm-lora": World(
         "minilm-lora", "tokens", encoder.TASKS, 160, 100, 3,
-        {"optimizer": {"type": "adamw", "lr": 2e-3}, "batch_size": 16, "clip": 1.0, "evaluation_batch_size": 50},
+        {"optimizer": {"type": "adamw", "lr": 2e-3}, "batch_size": 16, "clip": 1.0, "evaluation_batch_size": 50,
+         "precision": "bf16"},
     ),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -60,12 +61,47 @@ def test_list(perdure: Callable[..., Any]) -> None:
         "lora",
         "soft-prompt",
         "exact_match",
+        "memories:",
+        "class-balanced",
     ):
         assert name in everything.out
     assert perdure("list", "tunings").out.startswith("full")
     unknown = perdure("list", "strategys")
     assert unknown.code == 2
     assert "Did you mean 'strategies'?" in unknown.err
+
+
+def test_all_things_have_one_line_each(perdure: Callable[..., Any]) -> None:
+    from perdure.recipes.catalogue import catalogue
+
+    kinds = catalogue()
+    lines = perdure("list").out.splitlines()
+    assert len(lines) == len(kinds) + sum(map(len, kinds.values()))
+
+
+def test_strategies_are_listed_with_what_they_need_and_cost(perdure: Callable[..., Any]) -> None:
+    """Under each name its facts, word for word, in 80 columns; the references have their line alone."""
+    from perdure.strategies import STRATEGIES
+
+    printed = perdure("list", "strategies").out
+    assert max(map(len, printed.splitlines())) <= 80
+    parts = re.split(r"^(?=\S)", printed, flags=re.MULTILINE)[1:]
+    found = {part.split()[0]: " ".join(part.split()) for part in parts}
+    assert list(found) == [*STRATEGIES, "joint", "isolated"]
+    for name, strategy in STRATEGIES.items():
+        facts = f"needs {strategy.needs} cost {strategy.cost} source {strategy.source}"
+        assert found[name] == f"{name} {strategy.summary} {facts}"
+    assert "needs" not in found["joint"]
+    labels = {line[:10] for line in printed.splitlines() if line.startswith("  ") and line[2] != " "}
+    assert labels == {"  needs   ", "  cost    ", "  source  "}
+
+
+def test_memories_are_listed(perdure: Callable[..., Any]) -> None:
+    from perdure.memory import BUFFERS
+
+    printed = perdure("list", "memories").out
+    assert [line.split()[0] for line in printed.splitlines() if line[0] != " "] == list(BUFFERS)
+    assert " ".join(printed.split()) == " ".join(f"{name} {line}" for name, line in BUFFERS.items())
 
 
 def test_a_run_prints_its_table_and_writes_its_folder(finished_run: Path, recipe: Path) -> None:
