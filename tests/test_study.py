@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from benchmarks import encoder, study
+from benchmarks import cells as running
+from benchmarks import encoder, study, study_report, worlds
 from perdure.errors import UsageError
 from perdure.order import priority
 from perdure.types import Example
@@ -27,7 +28,7 @@ def console() -> Console:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> study.World:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> worlds.World:
     """The frozen world on made-up features: a task's rows lie about a point of their own."""
 
     def examples(*given: Any) -> list[Example]:
@@ -41,15 +42,15 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> study.World:
     monkeypatch.setattr(encoder, "labels", lambda: list(encoder.TASKS))
     monkeypatch.setattr(encoder, "prepare", lambda folder, kind: None)
     return replace(
-        study.WORLDS["minilm-frozen"], tasks=encoder.TASKS[:2], train_rows=40, evaluation_rows=5, epochs=1
+        worlds.WORLDS["minilm-frozen"], tasks=encoder.TASKS[:2], train_rows=40, evaluation_rows=5, epochs=1
     )
 
 
 def test_a_cell_is_run_once_and_again_where_its_settings_changed(
-    tiny: study.World, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: worlds.World, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2 tasks of 40 rows in batches of 20 are 4 steps; 5 % of 80 rows are 4."""
-    cells = [study.make_cell(tmp_path, tiny, name, 0) for name in ("naive", "replay-5%")]
+    cells = [running.make_cell(tmp_path, tiny, name, 0) for name in ("naive", "replay-5%")]
     run: list[str] = []
     real = study.run_cell
     monkeypatch.setattr(study, "run_cell", lambda cell: (run.append(cell.name), real(cell)))
@@ -65,9 +66,9 @@ def test_a_cell_is_run_once_and_again_where_its_settings_changed(
     assert len(found["R"]) == 3
     assert {path.name for path in cells[1].path.parent.iterdir()} == {"0.json"}
 
-    row = study.TABLE["replay-5%"]
-    monkeypatch.setitem(study.TABLE, "replay-5%", replace(row, settings={"*": {"replay.capacity": 3}}))
-    changed = study.make_cell(tmp_path, tiny, "replay-5%", 0)
+    row = worlds.TABLE["replay-5%"]
+    monkeypatch.setitem(worlds.TABLE, "replay-5%", replace(row, settings={"*": {"replay.capacity": 3}}))
+    changed = running.make_cell(tmp_path, tiny, "replay-5%", 0)
     assert changed.path == cells[1].path
     assert changed.read() is None
     assert study.run_cells([changed], 0, console) == 0
@@ -79,17 +80,17 @@ def test_a_cell_is_run_once_and_again_where_its_settings_changed(
     assert (tmp_path / "minilm-frozen.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_joint_and_isolated_take_as_many_steps(tiny: study.World, console: Console, tmp_path: Path) -> None:
-    cells = [study.make_cell(tmp_path, tiny, name, 0) for name in ("naive", "joint", "isolated")]
+def test_joint_and_isolated_take_as_many_steps(tiny: worlds.World, console: Console, tmp_path: Path) -> None:
+    cells = [running.make_cell(tmp_path, tiny, name, 0) for name in ("naive", "joint", "isolated")]
     assert study.run_cells(cells, 0, console) == 0
     assert [found["steps"] for cell in cells if (found := cell.read())] == [4, 4, 4]
 
 
 def test_tuning_writes_its_table(
-    tiny: study.World, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: worlds.World, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = {"*": {"ewc.strength": [0.0, 1e6]}}
-    monkeypatch.setitem(study.TABLE, "ewc", replace(study.TABLE["ewc"], grid=grid))
+    monkeypatch.setitem(worlds.TABLE, "ewc", replace(worlds.TABLE["ewc"], grid=grid))
     assert study.tune(tmp_path, tiny, ["ewc"], 0, console) == 0
     table = json.loads((tmp_path / tiny.name / "tune" / "ewc.json").read_text())
     assert [one["settings"] for one in table["tried"]] == [{"ewc.strength": 0.0}, {"ewc.strength": 1e6}]
@@ -105,8 +106,8 @@ def test_an_arena_cell(tmp_path: Path) -> None:
     probe = tmp_path / "probe.jsonl"
     probe.write_text('{"id": "p", "prompt": "1 + 1 =", "answer": " 2"}\n')
     training = {"probe": {"name": "probe", "train": str(probe)}, "evaluation": {"max_new_tokens": 1}}
-    cell = study.make_cell(tmp_path, study.World("arena", "arena", ("math",), 2, 1, 1, training), "naive", 0)
-    study.run_cell(cell)
+    cell = running.make_cell(tmp_path, worlds.World("arena", "arena", ("math",), 2, 1, 1, training), "naive", 0)
+    running.run_cell(cell)
     found = cell.read()
     assert found is not None
     assert found["metric"] == "exact_match"
@@ -116,38 +117,38 @@ def test_an_arena_cell(tmp_path: Path) -> None:
 
 
 def test_a_failed_cell_is_counted_and_leaves_no_file(
-    tiny: study.World, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: worlds.World, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(cell: study.Cell) -> None:
+    def broken(cell: running.Cell) -> None:
         raise RuntimeError("no")
 
     monkeypatch.setattr(study, "run_cell", broken)
-    cell = study.make_cell(tmp_path, tiny, "naive", 0)
+    cell = running.make_cell(tmp_path, tiny, "naive", 0)
     assert study.run_cells([cell], 0, console) == 1
     assert not cell.path.exists()
 
 
-@pytest.mark.parametrize("world", study.WORLDS.values(), ids=list(study.WORLDS))
-def test_every_row_builds(world: study.World, tmp_path: Path) -> None:
-    study.check_rows(list(study.TABLE), [world], tmp_path)
-    for name, row in study.TABLE.items():
-        assert row.family in study.FAMILIES, name
+@pytest.mark.parametrize("world", worlds.WORLDS.values(), ids=list(worlds.WORLDS))
+def test_every_row_builds(world: worlds.World, tmp_path: Path) -> None:
+    study.check_rows(list(worlds.TABLE), [world], tmp_path)
+    for name, row in worlds.TABLE.items():
+        assert row.family in worlds.FAMILIES, name
 
 
 def test_a_row_that_cannot_be_built_is_refused_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(study.TABLE, "ewc", study.Row("ewc", "weights", {"*": {"ewc.strenght": 1.0}}))
+    monkeypatch.setitem(worlds.TABLE, "ewc", worlds.Row("ewc", "weights", {"*": {"ewc.strenght": 1.0}}))
     with pytest.raises(UsageError, match=r"ewc in arena.*strenght"):
-        study.check_rows(["naive", "ewc"], [study.WORLDS["arena"]], tmp_path)
+        study.check_rows(["naive", "ewc"], [worlds.WORLDS["arena"]], tmp_path)
 
 
 def test_shares_are_of_the_stream_or_of_a_task() -> None:
     """5 % of 5 × 800 rows is 200; of one task's 800 it is 40: five tasks hold 200 either way."""
-    world = study.WORLDS["arena"]
-    assert study._rows("5%", "capacity", world) == 200
-    assert study._rows("5%", "per_task", world) == 40
-    assert study._rows("5%", "else", world) == "5%"
+    world = worlds.WORLDS["arena"]
+    assert running._rows("5%", "capacity", world) == 200
+    assert running._rows("5%", "per_task", world) == 40
+    assert running._rows("5%", "else", world) == "5%"
 
 
 def test_the_rule_of_tuning() -> None:
@@ -163,14 +164,14 @@ def test_the_rule_of_tuning() -> None:
 
 def test_an_interval_by_hand() -> None:
     """1, 2, 3: deviation 1, t(2) = 4.3027, so 4.3027 / √3 = 2.4842. One value has no width."""
-    assert study.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.4842), abs=1e-4)
-    mean, half = study.interval([5.0])
+    assert study_report.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2.4842), abs=1e-4)
+    mean, half = study_report.interval([5.0])
     assert mean == 5.0
     assert math.isnan(half)
 
 
 def test_orders_are_permutations_and_the_tuning_stream_is_another() -> None:
-    world = study.WORLDS["minilm-frozen"]
+    world = worlds.WORLDS["minilm-frozen"]
     orders = [tuple(world.order(seed)) for seed in (*study.SEEDS, study.TUNING_SEED)]
     assert len(set(orders)) == 4
     assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(encoder.TASKS))}

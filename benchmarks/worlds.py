@@ -1,0 +1,184 @@
+"""What the study runs: its strategies with their settings, and its worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks import encoder
+
+TUNING_SEED = 10
+MINILM = ("minilm-frozen", "minilm-lora")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A strategy of the study.
+
+    Attributes:
+        build: what `perdure.strategies.build` takes: names joined by "+", or "joint" or "isolated".
+        family: what the figure's colour says.
+        settings: by world, "*" for all of them: constructor settings as "strategy.setting". A `capacity` may be a
+            share of the stream's rows, a `per_task` one of a task's rows; at 5% both hold equally many in the end.
+        grid: what `--tune` tries, by world: setting → values.
+        worlds: where it runs; None is everywhere.
+    """
+
+    build: str
+    family: str
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    grid: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    worlds: tuple[str, ...] | None = None
+
+    def for_world(self, world: str) -> dict[str, Any]:
+        """The settings in one world, flat."""
+        return {**self.settings.get("*", {}), **self.settings.get(world, {})}
+
+    def grid_for(self, world: str) -> Mapping[str, Sequence[Any]]:
+        """What is tried there; nothing where there is nothing to tune."""
+        return self.grid.get(world, self.grid.get("*", {}))
+
+
+def _by_world(setting: str, arena: Any, frozen: Any, lora: Any) -> dict[str, dict[str, Any]]:
+    return {"arena": {setting: arena}, "minilm-frozen": {setting: frozen}, "minilm-lora": {setting: lora}}
+
+
+TWO, FIVE = {"replay.capacity": "2%"}, {"replay.capacity": "5%"}
+POWERS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]
+
+# One row a strategy. Strengths have no scale of their own: they come from `--tune`, world by world.
+TABLE: dict[str, Row] = {
+    "naive": Row("naive", "baseline"),
+    "joint": Row("joint", "baseline"),
+    "isolated": Row("isolated", "baseline"),
+    "replay-2%": Row("replay", "rehearsal", {"*": TWO}),
+    "replay-5%": Row("replay", "rehearsal", {"*": FIVE}),
+    "replay-balanced": Row("replay", "rehearsal", {"*": {**FIVE, "replay.memory": "balanced"}}),
+    "replay-ring": Row("replay", "rehearsal", {"*": {**FIVE, "replay.memory": "ring"}}),
+    "replay-class-balanced": Row(
+        "replay", "rehearsal", {"*": {**FIVE, "replay.memory": "class-balanced"}}, worlds=MINILM
+    ),
+    "derpp-2%": Row(
+        "derpp",
+        "rehearsal",
+        {"*": {"derpp.capacity": "2%", "derpp.beta": 1.0}, **_by_world("derpp.alpha", 0.05, 0.5, 0.5)},
+        {"*": {"derpp.alpha": [0.1, 0.3, 1.0]}, "arena": {"derpp.alpha": [0.01, 0.05, 0.2]}},
+    ),
+    "derpp-5%": Row(
+        "derpp",
+        "rehearsal",
+        {"*": {"derpp.capacity": "5%", "derpp.beta": 1.0}, **_by_world("derpp.alpha", 0.05, 0.5, 0.5)},
+    ),
+    # Each step goes through all that GEM holds: with 5 % of the arena's rows it would take six times naive's time.
+    "gem-2%": Row("gem", "gradients", {"*": {"gem.per_task": "2%"}}, {"*": {"gem.margin": [0.0, 0.5]}}),
+    "agem-5%": Row("agem", "gradients", {"*": {"agem.per_task": "5%", "agem.sample": 16}}),
+    "ewc": Row(
+        "ewc",
+        "weights",
+        _by_world("ewc.strength", 300.0, 10.0, 100.0),
+        {
+            "minilm-frozen": {"ewc.strength": POWERS},
+            "minilm-lora": {"ewc.strength": [30.0, 300.0, 3e3, 3e4]},
+            "arena": {"ewc.strength": [100.0, 300.0, 600.0]},
+        },
+    ),
+    "ewc-weight": Row(
+        "ewc",
+        "weights",
+        {"*": {"ewc.space": "weight"}, "minilm-lora": {"ewc.strength": 100.0}},
+        {"*": {"ewc.strength": [30.0, 300.0, 3e3, 3e4]}},
+        worlds=("minilm-lora",),
+    ),
+    "si": Row(
+        "si",
+        "weights",
+        _by_world("si.strength", 3e3, 10.0, 10.0),
+        {
+            "minilm-frozen": {"si.strength": [1.0, 3.0, 10.0, 30.0, 100.0]},
+            "minilm-lora": {"si.strength": [10.0, 100.0, 1e3, 1e4]},
+            "arena": {"si.strength": [1e3, 2e3, 3e3, 5e3]},
+        },
+    ),
+    "mas": Row(
+        "mas",
+        "weights",
+        _by_world("mas.strength", 2e-4, 0.1, 1.0),
+        {
+            "minilm-frozen": {"mas.strength": [0.01, 0.03, 0.1, 0.3]},
+            "minilm-lora": {"mas.strength": [0.03, 0.3, 3.0, 30.0]},
+            "arena": {"mas.strength": [5e-5, 1e-4, 2e-4, 3e-4]},
+        },
+    ),
+    "lwf": Row(
+        "lwf",
+        "outputs",
+        _by_world("lwf.strength", 1.0, 30.0, 1.0),
+        {"*": {"lwf.strength": [1.0, 3.0, 10.0, 30.0, 100.0]}, "arena": {"lwf.strength": [1.0, 3.0, 10.0]}},
+    ),
+    "freeze-bottom": Row("freeze-bottom", "freezing", worlds=("arena", "minilm-lora")),
+    "replay-5%+ewc": Row(
+        "replay+ewc",
+        "chains",
+        {world: {**FIVE, **own} for world, own in _by_world("ewc.strength", 100.0, 10.0, 100.0).items()},
+        {"*": {"ewc.strength": [3.0, 10.0, 30.0]}, "arena": {"ewc.strength": [30.0, 100.0, 300.0]}},
+    ),
+    "replay-5%+lwf": Row(
+        "replay+lwf", "chains", {"*": {**FIVE, "lwf.strength": 1.0}}, {"*": {"lwf.strength": [0.3, 1.0, 3.0]}}
+    ),
+}
+FAMILIES = ("baseline", "rehearsal", "weights", "gradients", "outputs", "freezing", "chains")
+
+
+@dataclass(frozen=True)
+class World:
+    """What is learnt, and how.
+
+    Attributes:
+        name: of the world.
+        kind: "arena", "features" or "tokens".
+        tasks: the tasks of the first order, by name.
+        train_rows: of a task.
+        evaluation_rows: of a task.
+        epochs: passes over a task's rows.
+        training: settings of the loop; for the arena what differs from the recipe.
+    """
+
+    name: str
+    kind: str
+    tasks: tuple[str, ...]
+    train_rows: int
+    evaluation_rows: int
+    epochs: int
+    training: Mapping[str, Any]
+
+    def order(self, seed: int) -> list[str]:
+        """The tasks in a seed's order; reversed on the tuning seed. The arena's seeds change the rows instead."""
+        if self.kind == "arena":
+            return list(self.tasks)
+        if seed == TUNING_SEED:
+            return list(reversed(self.tasks))
+        return [self.tasks[i % len(self.tasks)] for i in ORDERS[seed % len(ORDERS)][: len(self.tasks)]]
+
+
+# Each task is early in one order and late in another, and the two reviews with their shared labels are neighbours
+# in one order only.
+ORDERS = ((0, 1, 2, 3, 4), (4, 2, 0, 3, 1), (3, 0, 4, 1, 2))
+WORLDS: dict[str, World] = {
+    "arena": World("arena", "arena", ("comparison", "sequence", "causal", "math", "grid"), 800, 100, 1, {}),
+    "minilm-frozen": World(
+        "minilm-frozen", "features", encoder.TASKS, 500, 300, 8,
+        {"optimizer": {"type": "adamw", "lr": 1e-3}, "batch_size": 20, "evaluation_batch_size": 300},
+    ),
+    "minilm-lora": World(
+        "minilm-lora", "tokens", encoder.TASKS, 160, 100, 3,
+        {"optimizer": {"type": "adamw", "lr": 2e-3}, "batch_size": 16, "clip": 1.0, "evaluation_batch_size": 50,
+         "precision": "bf16"},
+    ),
+}  # fmt: skip
+
+
+def runs(name: str, world: World) -> bool:
+    """Whether a strategy of the table runs in a world."""
+    places = TABLE[name].worlds
+    return places is None or world.name in places
