@@ -80,7 +80,7 @@ TABLE: dict[str, Row] = {
         {
             "minilm-frozen": {"ewc.strength": POWERS},
             "minilm-lora": {"ewc.strength": [30.0, 300.0, 3e3, 3e4]},
-            "arena": {"ewc.strength": [100.0, 300.0, 600.0]},
+            "arena": {"ewc.strength": [100.0, 300.0, 600.0, 800.0]},
         },
     ),
     "ewc-weight": Row(
@@ -97,7 +97,7 @@ TABLE: dict[str, Row] = {
         {
             "minilm-frozen": {"si.strength": [1.0, 3.0, 10.0, 30.0, 100.0]},
             "minilm-lora": {"si.strength": [10.0, 100.0, 1e3, 1e4]},
-            "arena": {"si.strength": [1e3, 2e3, 3e3, 5e3]},
+            "arena": {"si.strength": [1e3, 2e3, 3e3, 4e3, 5e3]},
         },
     ),
     "mas": Row(
@@ -107,14 +107,17 @@ TABLE: dict[str, Row] = {
         {
             "minilm-frozen": {"mas.strength": [0.01, 0.03, 0.1, 0.3]},
             "minilm-lora": {"mas.strength": [0.03, 0.3, 3.0, 30.0]},
-            "arena": {"mas.strength": [5e-5, 1e-4, 2e-4, 3e-4]},
+            "arena": {"mas.strength": [5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4]},
         },
     ),
     "lwf": Row(
         "lwf",
         "outputs",
         _by_world("lwf.strength", 1.0, 30.0, 1.0),
-        {"*": {"lwf.strength": [1.0, 3.0, 10.0, 30.0, 100.0]}, "arena": {"lwf.strength": [1.0, 3.0, 10.0]}},
+        {
+            "*": {"lwf.strength": [1.0, 3.0, 10.0, 30.0, 100.0]},
+            "arena": {"lwf.strength": [0.01, 0.03, 0.1, 0.3, 1.0]},
+        },
     ),
     "freeze-bottom": Row("freeze-bottom", "freezing", worlds=("arena", "minilm-lora")),
     "replay-5%+ewc": Row(

@@ -16,13 +16,14 @@ from perdure.recipes.catalogue import catalogue
 from perdure.recipes.find import shipped
 from perdure.recipes.run import settings_for
 from perdure.strategies import STRATEGIES
+from perdure.strategies.build import ALIASES, settings_of
 from perdure.streams.spec import StreamSpec, TaskSpec, TemplateSpec
 from perdure.training.plan import STREAM_MODES
 from perdure.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
-RUN = ("README.md", "docs/api.md", "docs/concepts.md", "docs/strategies/index.md")
+RUN = ("README.md", "docs/api.md", "docs/concepts.md", "docs/memory.md", "docs/strategies/index.md")
 # Results and pictures come from runs on real hardware: a clone may lack them.
 MAY_BE_MISSING = {"docs/images/demo.png", "docs/journal.md", "docs/nano.md", "docs/results.md"}
 
@@ -190,12 +191,60 @@ def test_tests_that_pages_name_exist() -> None:
     names = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
     assert len(names) > 15
     assert not {name for name in names if f"def {name}(" not in sources}
-    mutants = re.search(
-        r"Planted wrong versions.*?law table", (ROOT / "docs/strategies/ewc.md").read_text(), re.DOTALL
-    )
-    assert mutants is not None
-    for name in re.findall(r"`(\w+)`", mutants[0]):
-        assert f"class {name}(EWC)" in sources, name
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategys_page_has_its_facts_and_settings(name: str) -> None:
+    """What the class says of itself, word for word; and a row for each setting, with its default."""
+    page = (ROOT / "docs" / "strategies" / f"{name}.md").read_text(encoding="utf-8")
+    strategy = STRATEGIES[name]
+    for label, fact in (("needs", strategy.needs), ("cost", strategy.cost), ("source", strategy.source)):
+        assert fact
+        assert f"\n| {label} | {fact} |\n" in page, label
+    for title in ("Facts", "Rule", "Settings", "Cost", "Command", "What checks it", "Limits"):
+        assert f"\n## {title}\n" in page, title
+    for key, setting in settings_of(name).items():
+        row = re.search(rf"^\| `{key}`( \(or .*\))? \| `?(?P<default>[^`|]+)`? \|", page, re.MULTILINE)
+        assert row is not None, key
+        assert row["default"] == ("none" if setting.default is None else str(setting.default)), key
+        others = [alias for alias, meant in ALIASES.items() if meant == key]
+        assert all(f"(or `{alias}`)" in row[0] for alias in others), key
+
+
+def test_mutants_that_pages_name_are_planted() -> None:
+    """What stands in backticks as planted is a class or a function of the tests that the page or the row names."""
+    found = 0
+    for page in (ROOT / "docs" / "strategies").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        sources = sources_named_in(text)
+        for planted in re.findall(r"^Planted wrong versions.*?\n(?=\n)", text, re.MULTILINE | re.DOTALL):
+            for name in re.findall(r"`(\w+)`", planted):
+                assert defines(sources, name), f"{page.name}: {name}"
+                found += 1
+    for line in (ROOT / "docs" / "correctness.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and "`tests/" in cells[4]:
+            sources = sources_named_in(cells[4])
+            assert cells[3].startswith("none") or re.search(r"`\w+`", cells[3]), cells[0]
+            for name in re.findall(r"`(\w+)`", cells[3]):
+                assert defines(sources, name), f"correctness.md, {cells[0]}: {name}"
+                found += 1
+    assert found > 60
+
+
+def sources_named_in(text: str) -> str:
+    """The source of every file of tests that a text names; a name without a file is a mistake."""
+    return "".join((ROOT / file).read_text(encoding="utf-8") for file in re.findall(r"`(tests/[\w/]+\.py)`", text))
+
+
+def defines(sources: str, name: str) -> bool:
+    return re.search(rf"^(class|def) {name}[(:]", sources, re.MULTILINE) is not None
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in readme, page.name
 
 
 def tree() -> tuple[set[str], set[str]]:
