@@ -63,7 +63,7 @@ TABLE: dict[str, Row] = {
         "derpp",
         "rehearsal",
         {"*": {"derpp.capacity": "2%", "derpp.beta": 1.0}, **_by_world("derpp.alpha", 0.05, 0.5, 0.5)},
-        {"*": {"derpp.alpha": [0.1, 0.3, 1.0]}, "arena": {"derpp.alpha": [0.01, 0.05, 0.2]}},
+        {"*": {"derpp.alpha": [0.1, 0.3, 1.0]}, "arena": {"derpp.alpha": [0.001, 0.003, 0.01, 0.05, 0.2]}},
     ),
     "derpp-5%": Row(
         "derpp",

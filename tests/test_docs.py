@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import typer
 import yaml
 
+from perdure import ContinualTrainer, memory, strategies
 from perdure.cli import _guarded, app
 from perdure.recipes.catalogue import catalogue
 from perdure.recipes.find import shipped
@@ -156,6 +158,31 @@ def test_every_key_of_a_stream_and_every_setting_is_described() -> None:
         inner = getattr(field.annotation, "model_fields", {}) if key not in ("stream", "probe") else {}
         for name in [f"{key}.{part}" for part in inner] or [key]:
             assert f"`{name}`" in api, name
+
+
+def shown(thing: Any) -> str:
+    """A call with its defaults, as a page shows it."""
+    parameters = inspect.signature(thing).parameters.values()
+    arguments = [
+        p.name if p.default is p.empty else f"{p.name}={p.default!r}".replace("'", '"') for p in parameters
+    ]
+    return f"{thing.__name__}({', '.join(arguments)})"
+
+
+def test_the_python_page_shows_every_call_as_it_is() -> None:
+    page = " ".join((ROOT / "docs" / "api.md").read_text(encoding="utf-8").split())
+    pure = (strategies.distillation, strategies.project_gem, strategies.project_agem)
+    kept = (
+        memory.ReservoirBuffer,
+        memory.BalancedBuffer,
+        memory.RingBuffer,
+        memory.make_buffer,
+        memory.load_buffer,
+    )
+    for thing in (*STRATEGIES.values(), strategies.Chain, *pure, *kept, ContinualTrainer):
+        assert f"`{shown(thing)}`" in page, shown(thing)
+    for name in (*strategies.__all__, *memory.__all__):
+        assert name in page, name
 
 
 def anchors(page: Path) -> set[str]:
