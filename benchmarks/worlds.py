@@ -126,6 +126,27 @@ TABLE: dict[str, Row] = {
         {world: {**FIVE, **own} for world, own in _by_world("ewc.strength", 100.0, 10.0, 100.0).items()},
         {"*": {"ewc.strength": [3.0, 10.0, 30.0]}, "arena": {"ewc.strength": [30.0, 100.0, 300.0]}},
     ),
+    "freeze-bottom+si": Row(
+        "freeze-bottom+si",
+        "chains",
+        {"arena": {"si.strength": 3e3}, "minilm-lora": {"si.strength": 100.0}},
+        {"*": {"si.strength": [1e3, 3e3, 5e3]}, "minilm-lora": {"si.strength": [10.0, 100.0, 1e3]}},
+        worlds=("arena", "minilm-lora"),
+    ),
+    "lwf+si": Row(
+        "lwf+si",
+        "chains",
+        {
+            "arena": {"lwf.strength": 0.03, "si.strength": 3e3},
+            "minilm-frozen": {"lwf.strength": 10.0, "si.strength": 10.0},
+            "minilm-lora": {"lwf.strength": 3.0, "si.strength": 100.0},
+        },
+        {
+            "arena": {"lwf.strength": [0.03, 0.1], "si.strength": [2e3, 3e3]},
+            "minilm-frozen": {"lwf.strength": [3.0, 10.0], "si.strength": [3.0, 10.0]},
+            "minilm-lora": {"lwf.strength": [1.0, 3.0], "si.strength": [30.0, 300.0]},
+        },
+    ),
     "replay-5%+lwf": Row(
         "replay+lwf", "chains", {"*": {**FIVE, "lwf.strength": 1.0}}, {"*": {"lwf.strength": [0.3, 1.0, 3.0]}}
     ),

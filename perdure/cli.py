@@ -180,7 +180,7 @@ def generate(
 @app.command("list")
 def list_things(
     what: Annotated[
-        str, typer.Argument(help="strategies, recipes, models, tunings, metrics; all by default.")
+        str, typer.Argument(help="strategies, memories, recipes, models, tunings, metrics; all by default.")
     ] = "",
 ) -> None:
     """What there is to choose from, one line each."""

@@ -132,7 +132,7 @@ def test_rows_memory_and_skipped_steps(shown: Any, tmp_path: Path) -> None:
     rows = shown(one, write(tmp_path / "two", data=other, memory=None, skipped=0))
     assert rows["comparison (1,200 rows)"] == ["50.0%", "50.0%"]
     assert "a [b]task[/b]" in rows  # they differ
-    assert rows["replay memory, rows"] == ["2,000", "–"]
+    assert rows["memory, rows"] == ["2,000", "–"]
     assert rows["steps skipped"] == ["12", "–"]
     told = "one: 12 of 1,500 steps were skipped, since loss or gradient was not finite."
     assert told in shown.printed

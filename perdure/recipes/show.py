@@ -172,7 +172,7 @@ def _cost(results: Sequence[Results]) -> Section:
     replay = [result["replay"] or {} for result in results]
     return _measured(
         {
-            "replay memory, rows": [words.count(result.get("memory")) for result in results],
+            "memory, rows": [words.count(result.get("memory")) for result in results],
             "replayed share of rows since task 2": [words.percent(one.get("row_share")) for one in replay],
             "replayed share of target tokens since task 2": [
                 words.percent(one.get("target_share")) for one in replay

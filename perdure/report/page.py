@@ -216,7 +216,7 @@ def _replay(runs: Sequence[Run]) -> Table | None:
                     words.percent(shares.get("target_share")),
                 ]
             )
-    head = ["run", "replay memory, rows", "replayed rows", "replayed share of rows since task 2"]
+    head = ["run", "memory, rows", "replayed rows", "replayed share of rows since task 2"]
     head += ["replayed target tokens", "replayed share of target tokens since task 2"]
     return _table("Replay", head, rows) if rows else None
 

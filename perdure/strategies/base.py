@@ -90,6 +90,10 @@ class Strategy:
     def after_task(self, ctx: Context) -> None:
         """After a task: estimate importance, fill memory, prune, merge."""
 
+    def kept(self) -> int:
+        """How many rows of earlier tasks it holds now."""
+        return 0
+
     def state_dict(self) -> dict[str, Any]:
         """All that the strategy holds: tensors and plain values, nested in dicts and lists."""
         return {}

@@ -120,6 +120,10 @@ class Chain(Strategy):
         for strategy, own in self._each(ctx):
             strategy.after_task(own)
 
+    def kept(self) -> int:
+        """The sum of the members'."""
+        return sum(strategy.kept() for strategy in self.strategies)
+
     def state_dict(self) -> dict[str, Any]:
         """Every member's state and generator, by name."""
         return {

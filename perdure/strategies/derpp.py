@@ -93,9 +93,8 @@ class DERpp(Rehearsal):
         self.buffer.extend(self._with_logits(ctx, ctx.task.train))
 
     def _with_logits(self, ctx: Context, rows: Sequence[Example]) -> Iterator[Example]:
-        ordered = sorted(rows, key=lambda row: 0 if row.x is None or row.x.dim() == 0 else row.x.shape[0])
-        for start in range(0, len(ordered), CHUNK):
-            batch = ctx.collate(ordered[start : start + CHUNK])
+        for start in range(0, len(rows), CHUNK):  # in their own order, which a ring keeps by
+            batch = ctx.collate(rows[start : start + CHUNK])
             found = answers(forward_with(ctx, {}, batch), batch, ctx.objective).cpu()
             sizes = batch.counts if ctx.objective == "causal_lm" else [1] * len(batch.examples)
             for row, logits in zip(batch.examples, found.split(list(sizes)), strict=True):

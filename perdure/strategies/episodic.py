@@ -58,6 +58,10 @@ class Episodic(Strategy):
         assert total is not None
         return torch.cat([g.reshape(-1) for g in total])
 
+    def kept(self) -> int:
+        """Rows of all tasks."""
+        return sum(map(len, self.rows.values()))
+
     def state_dict(self) -> dict[str, Any]:
         """The kept rows."""
         return {"rows": {name: pack(rows) for name, rows in self.rows.items()}}

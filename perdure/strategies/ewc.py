@@ -40,7 +40,9 @@ class EWC(QuadraticPull):
 
     name: ClassVar[str] = "ewc"
     summary: ClassVar[str] = "weights important to earlier tasks are pulled back to where those left them"
-    needs: ClassVar[str] = "2 values a trainable weight, however many tasks; no stored rows, no task ids"
+    needs: ClassVar[str] = (
+        "2 values a trainable weight, in weight space a full one, however many tasks; no stored rows, no task ids"
+    )
     cost: ClassVar[str] = "a few passes over the weights a step; one backward pass a row at the end of a task"
     source: ClassVar[str] = "Kirkpatrick et al. 2017 (arXiv:1612.00796)"
 

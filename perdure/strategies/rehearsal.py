@@ -152,6 +152,10 @@ class Rehearsal(Strategy):
         assert self.buffer is not None
         self.buffer.extend(ctx.task.train)
 
+    def kept(self) -> int:
+        """Rows in the memory."""
+        return 0 if self.buffer is None else len(self.buffer)
+
     def state_dict(self) -> dict[str, Any]:
         """The memory and the counts."""
         return {

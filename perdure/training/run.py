@@ -515,7 +515,7 @@ class Run:
             "finished": True,
             "steps": self.learner.steps,
             "skipped": totals["skipped"],
-            "memory": (describe(plan.strategy) or {}).get("replay", {}).get("capacity"),
+            "memory": plan.strategy.kept() or None,
             "seconds": round(totals["seconds"], 3),
             "parameters": {"trainable": trainable, "total": total},
             "probe": self.probe,

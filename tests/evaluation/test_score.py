@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -28,16 +28,34 @@ def pairs(xs: Any, ys: Any) -> list[Example]:
     ]
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
-def test_regression_is_over_all_rows(batch_size: int) -> None:
+def check_regression(batch_size: int, by: Callable[..., dict[str, float]]) -> None:
     """Truth 1 2 3 6, predicted 1 3 3 4: errors 0 1 0 −2, so SSE = 5; the mean is 3, so SST = 4 + 1 + 0 + 9 = 14.
 
     RMSE √(5/4), MAE 3/4, R² = 1 − 5/14, loss ½·5/4. Averaged by batches of two, R² would be (−1 + 1/9)/2 and RMSE
     (√½ + √2)/2; by batches of three and one, MAE would be (1/3 + 2)/2.
     """
     rows = pairs([1.0, 3.0, 3.0, 4.0], [1.0, 2.0, 3.0, 6.0])
-    found = scored(nn.Identity(), rows, "regression", batch_size)
+    found = by(nn.Identity(), rows, "regression", batch_size)
     assert found == pytest.approx({"loss": 5 / 8, "rmse": math.sqrt(5 / 4), "mae": 3 / 4, "r2": 1 - 5 / 14})
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
+def test_regression_is_over_all_rows(batch_size: int) -> None:
+    check_regression(batch_size, scored)
+
+
+def averaged_by_batch(
+    model: nn.Module, rows: Sequence[Example], objective: Objective, size: int
+) -> dict[str, float]:
+    """Wrong: a mean of the batches' metrics."""
+    parts = [scored(model, rows[i : i + size], objective, size) for i in range(0, len(rows), size)]
+    return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_metrics_averaged_by_batch_are_caught(batch_size: int) -> None:
+    with pytest.raises(AssertionError):
+        check_regression(batch_size, averaged_by_batch)
 
 
 def test_regression_counts_every_value_of_a_row() -> None:

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from perdure.config import TrainingSettings, validate
 from perdure.errors import StrategyError
+from perdure.models.objectives import answers
 from perdure.strategies import DERpp
 from perdure.training.learner import Learner
-from perdure.types import Example, Task
+from perdure.types import Example, Output, Task
 
 ALPHA, BETA = 0.3, 0.7
 
@@ -182,8 +183,8 @@ class OverTheStep(DERpp):
         return sum(super().penalty(ctx, batch, output).values(), start=torch.zeros(()))
 
 
-class NewLogits(DERpp):
-    """Wrong: compared with the largest logits of now, place by place."""
+class ShiftedPlaces(DERpp):
+    """Wrong: the kept logits are compared with those of another position."""
 
     def penalty(self, ctx: Any, batch: Any, output: Any) -> dict[str, Tensor]:
         rows = [row.but(extras={**row.extras, "places": row.extras["places"].roll(1, 0)}) for row in batch.examples
@@ -192,16 +193,16 @@ class NewLogits(DERpp):
         return super().penalty(ctx, type(batch)((*others, *rows), batch.x, batch.y, batch.counts, 0), output)
 
 
-@pytest.mark.parametrize("mutant", [OneDraw, OneMean, Counted, OverClasses, OverTheStep, NewLogits])
+@pytest.mark.parametrize("mutant", [OneDraw, OneMean, Counted, OverClasses, OverTheStep, ShiftedPlaces])
 def test_wrong_versions_are_caught(mutant: Callable[..., DERpp]) -> None:
     with pytest.raises(AssertionError):
         check_text(lambda: mutant(alpha=ALPHA, beta=BETA, top_k=7), 7)
 
 
-def test_logits_are_kept_in_eval_mode_at_the_end_of_the_task() -> None:
+def check_kept(make: Callable[..., DERpp]) -> None:
     model = Tokens()
     model.drop.p = 0.5
-    strategy = DERpp(top_k=3)
+    strategy = make(top_k=3)
     rows = texts("first")
     learner = Learner(model, strategy, "causal_lm", validate(TrainingSettings, {}, "test"), 0)
     learner.begin_task(Task("first", rows), 0)
@@ -215,6 +216,49 @@ def test_logits_are_kept_in_eval_mode_at_the_end_of_the_task() -> None:
         best = said.topk(3)
         torch.testing.assert_close(row.extras["logits"], best.values, rtol=0, atol=1e-13)
         assert torch.equal(row.extras["places"].long(), best.indices)
+
+
+def test_logits_are_kept_in_eval_mode_at_the_end_of_the_task() -> None:
+    check_kept(DERpp)
+
+
+class InTrainMode(DERpp):
+    """Wrong: dropout is on when logits are kept."""
+
+    def _with_logits(self, ctx: Any, rows: Any) -> Any:
+        for row in rows:
+            ctx.model.train()
+            batch = ctx.collate([row])
+            logits = answers(Output(ctx.forward(ctx.model, batch).logits.detach()), batch, ctx.objective)
+            kept = logits.topk(3)
+            yield row.but(extras={"logits": kept.values, "places": kept.indices})
+
+
+class BeforeTheTask(DERpp):
+    """Wrong: logits are those of the model before it learnt the task."""
+
+    def prepare(self, ctx: Any) -> None:
+        super().prepare(ctx)
+        self.rows = list(super()._with_logits(ctx, ctx.task.train))
+
+    def _with_logits(self, ctx: Any, rows: Any) -> Any:
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("mutant", [InTrainMode, BeforeTheTask])
+def test_logits_of_another_model_are_caught(mutant: type[DERpp]) -> None:
+    with pytest.raises(AssertionError):
+        check_kept(mutant)
+
+
+def test_a_ring_keeps_the_newest_rows() -> None:
+    strategy = DERpp(capacity=2, memory="ring")
+    rows = texts("first")
+    learner = Learner(Tokens(), strategy, "causal_lm", validate(TrainingSettings, {}, "test"), 0)
+    learner.begin_task(Task("first", rows), 0)
+    learner.end_task()
+    assert strategy.buffer is not None
+    assert sorted(row.key for row in strategy.buffer) == ["first3", "first4"]
 
 
 def test_a_regression_keeps_its_prediction() -> None:

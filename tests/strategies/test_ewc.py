@@ -280,9 +280,9 @@ def test_wrong_penalties_are_caught(mutant: type[EWC]) -> None:
         check_two_quadratics(mutant)
 
 
-def three_tasks(decay: float) -> tuple[EWC, Learner, list[tuple[Tensor, Tensor]]]:
+def three_tasks(decay: float, make: type[EWC] = EWC) -> tuple[EWC, Learner, list[tuple[Tensor, Tensor]]]:
     """EWC after three tasks of logistic regression; and each task's own F and θ*."""
-    strategy = EWC(strength=3.0, decay=decay)
+    strategy = make(strength=3.0, decay=decay)
     model = Logistic(torch.tensor([0.1, 0.2, 0.3]))
     settings = validate(TrainingSettings, {"optimizer": {"type": "sgd", "lr": 0.3}}, "test")
     learner = Learner(model, strategy, "classification", settings, 0)
@@ -314,12 +314,36 @@ def test_sum_over_three_tasks_is_exact() -> None:
     assert logged["penalty"] == pytest.approx(value, rel=1e-12)
 
 
-def test_online_has_one_anchor_and_a_decaying_fisher() -> None:
+def check_online(make: type[EWC]) -> None:
     """F ← γF + F_new twice is γ²F₁ + γF₂ + F₃; the anchor is the last θ*."""
-    strategy, _, alone = three_tasks(0.5)
+    strategy, _, alone = three_tasks(0.5, make)
     (f1, _), (f2, _), (f3, t3) = alone
     torch.testing.assert_close(strategy.importance["w"], 0.25 * f1 + 0.5 * f2 + f3, rtol=1e-12, atol=0)
     assert torch.equal(strategy.anchor["w"], t3)
+
+
+def test_online_has_one_anchor_and_a_decaying_fisher() -> None:
+    check_online(EWC)
+
+
+class DecaysTheNew(EWC):
+    """Wrong: F ← F + γF_new."""
+
+    def fold(self, ctx: Any, new: Any, decay: float = 1.0, newest: bool = False) -> None:
+        super().fold(ctx, {name: decay * value for name, value in new.items()}, 1.0, newest)
+
+
+class MeanAnchor(EWC):
+    """Wrong: the anchor of the exact sum under a decaying F."""
+
+    def fold(self, ctx: Any, new: Any, decay: float = 1.0, newest: bool = False) -> None:
+        super().fold(ctx, new, decay)
+
+
+@pytest.mark.parametrize("mutant", [DecaysTheNew, MeanAnchor])
+def test_wrong_online_versions_are_caught(mutant: type[EWC]) -> None:
+    with pytest.raises(AssertionError):
+        check_online(mutant)
 
 
 def test_after_one_task_the_anchor_is_where_it_ended() -> None:
@@ -330,10 +354,10 @@ def test_after_one_task_the_anchor_is_where_it_ended() -> None:
     assert torch.equal(strategy.anchor["w"], learner.model.w.detach())
 
 
-def test_holds_two_tensors_a_trainable_weight_and_nothing_frozen() -> None:
+def check_bytes(make: Callable[[], EWC]) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)
-    strategy = EWC()
+    strategy = make()
     settings = validate(TrainingSettings, {}, "test")
     learner = Learner(model, strategy, "classification", settings, 0)
     for i in range(4):
@@ -344,6 +368,89 @@ def test_holds_two_tensors_a_trainable_weight_and_nothing_frozen() -> None:
     held = [v for part in strategy.state_dict().values() if isinstance(part, dict) for v in part.values()]
     assert set(strategy.importance) == {"1.weight", "1.bias"}
     assert sum(v.numel() for v in held) == 2 * sum(p.numel() for p in model[1].parameters())
+
+
+def test_holds_two_tensors_a_trainable_weight_and_nothing_frozen() -> None:
+    check_bytes(EWC)
+
+
+class KeepsFrozen(EWC):
+    """Wrong: frozen weights are saved with the rest."""
+
+    def fold(self, ctx: Any, new: Any, decay: float = 1.0, newest: bool = False) -> None:
+        frozen = {n: torch.zeros_like(p) for n, p in ctx.model.named_parameters() if not p.requires_grad}
+        self.importance |= frozen
+        super().fold(ctx, new, decay, newest)
+
+
+class TwoATask(EWC):
+    """Wrong: importance and anchor of every task are kept apart."""
+
+    def fold(self, ctx: Any, new: Any, decay: float = 1.0, newest: bool = False) -> None:
+        super().fold(ctx, new, decay, newest)
+        self.all = [*getattr(self, "all", []), {n: torch.stack([v, v]) for n, v in new.items()}]
+
+    def state_dict(self) -> dict[str, Any]:
+        tasks = {f"task{i}{n}": v for i, each in enumerate(self.all) for n, v in each.items()}
+        return {**super().state_dict(), "importance": tasks, "anchor": {}}
+
+
+@pytest.mark.parametrize("mutant", [KeepsFrozen, TwoATask])
+def test_holding_more_is_caught(mutant: type[EWC]) -> None:
+    with pytest.raises(AssertionError):
+        check_bytes(mutant)
+
+
+def check_where_it_is_taken(make: Callable[..., EWC]) -> None:
+    """Over two tasks of steps, F is what brute force finds at the weights of each end, summed."""
+    rows = [logistic_rows(8, seed=i) for i in range(2)]
+    model, strategy = Logistic(torch.tensor([0.5, -0.2, 0.1])), make(strength=5.0)
+    settings = validate(TrainingSettings, {"optimizer": {"type": "sgd", "lr": 0.5}}, "test")
+    learner = Learner(model, strategy, "classification", settings, 0)
+    expected = torch.zeros(3)
+    for index, each in enumerate(rows):
+        learner.begin_task(Task(str(index), each), index)
+        for _ in range(5):
+            learner.step(each)
+        w = model.w.detach().clone()
+        x, y = torch.stack([r.x for r in each]), torch.stack([r.y for r in each])
+        expected = expected + ((torch.sigmoid(x @ w) - y)[:, None] ** 2 * x**2).mean(0)
+        learner.end_task()
+    torch.testing.assert_close(strategy.importance["w"], expected, rtol=0, atol=1e-12)
+
+
+def test_fisher_is_taken_at_the_end_of_each_task() -> None:
+    check_where_it_is_taken(EWC)
+
+
+class AlongTheWay(EWC):
+    """Wrong: squared gradients are summed over the steps, the penalty's own in them."""
+
+    def gradient(self, ctx: Any, batches: Any) -> None:
+        super().gradient(ctx, batches)
+        sums, count = getattr(self, "way", ({}, 0))
+        self.way = ({n: sums.get(n, 0.0) + p.grad**2 for n, p in ctx.model.named_parameters()}, count + 1)
+
+    def _estimate(self, ctx: Any, rows: Any) -> dict[str, Tensor]:
+        sums, count = self.way
+        del self.way
+        return {n: total / count for n, total in sums.items()}
+
+
+class BeforeTheTask(EWC):
+    """Wrong: at the weights that the task began with."""
+
+    def prepare(self, ctx: Any) -> None:
+        self.before = super()._estimate(ctx, ctx.task.train)
+
+    def _estimate(self, ctx: Any, rows: Any) -> dict[str, Tensor]:
+        return self.before
+
+
+@pytest.mark.parametrize("mutant", [AlongTheWay, BeforeTheTask, SquaredBatchMean])
+def test_a_fisher_of_elsewhere_is_caught(mutant: type[EWC]) -> None:
+    with pytest.raises(AssertionError):
+        check_where_it_is_taken(mutant)
 
 
 def test_a_weight_that_got_no_gradient_is_still_pulled_back() -> None:

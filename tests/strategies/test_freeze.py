@@ -53,11 +53,41 @@ def test_adapters_in_frozen_blocks_stay(make_lm: Callable[..., Any]) -> None:
     assert not any(".layers.0." in name for name in moved)
 
 
-def test_running_statistics_of_frozen_blocks_stay() -> None:
+def check_statistics(make: Callable[..., FreezeBottom]) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    moved, _ = trained_in_second(model, FreezeBottom(layers=2), "classification")
+    moved, _ = trained_in_second(model, make(layers=2), "classification")
     assert moved == {"2.weight", "2.bias", "3.weight", "3.bias", "4.weight", "4.bias",
                      "3.running_mean", "3.running_var", "3.num_batches_tracked"}  # fmt: skip
+
+
+def test_running_statistics_of_frozen_blocks_stay() -> None:
+    check_statistics(FreezeBottom)
+
+
+class ZeroGradients(FreezeBottom):
+    """Wrong: gradients are set to zero, and weight decay goes on moving the weights."""
+
+    def prepare(self, ctx: Any) -> None:
+        self._held = self._bottom(ctx.model) if ctx.index else []
+
+    def gradient(self, ctx: Any, batches: Any) -> None:
+        for module in self._held:
+            for parameter in module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+
+
+class StatisticsMove(FreezeBottom):
+    """Wrong: running statistics of frozen blocks move on."""
+
+    def mix(self, ctx: Any, examples: list[Example]) -> list[Example]:
+        return examples
+
+
+@pytest.mark.parametrize("mutant", [ZeroGradients, StatisticsMove])
+def test_freezing_by_half_is_caught(mutant: type[FreezeBottom]) -> None:
+    with pytest.raises(AssertionError):
+        check_statistics(mutant)
 
 
 def test_the_first_task_trains_all_of_it_unless_asked_otherwise() -> None:

@@ -320,12 +320,33 @@ def test_pieces_of_a_reference_add_up() -> None:
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-13)
 
 
-def test_clipping_comes_after_the_projection() -> None:
-    learner = third_task(GEM(per_task=5))
+def check_clipping(make: Callable[[], GEM]) -> None:
+    """At rate 0.3 the step has the clipped length; the norm before clipping is that of the projected gradient."""
+    learner = third_task(make())
     learner.settings = learner.settings.model_copy(update={"clip": 1e-3})
+    before = torch.cat([p.detach().flatten().clone() for p in learner.model.parameters()])
     result = learner.step(STREAM[2][:4])
-    projected = third_task(GEM(per_task=5))
-    assert result.gradient_norm == projected.step(STREAM[2][:4]).gradient_norm
+    moved = torch.cat([p.detach().flatten() for p in learner.model.parameters()]) - before
+    assert result.logged["projected"] == 1.0
+    assert float(moved.norm()) == pytest.approx(0.3e-3, rel=1e-4)
+    assert result.gradient_norm == third_task(GEM(per_task=5)).step(STREAM[2][:4]).gradient_norm
+
+
+def test_clipping_comes_after_the_projection() -> None:
+    check_clipping(lambda: GEM(per_task=5))
+
+
+class ClipsFirst(GEM):
+    """Wrong: the gradient is clipped, then projected."""
+
+    def gradient(self, ctx: Any, batches: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(ctx.model.parameters(), 1e-3)
+        super().gradient(ctx, batches)
+
+
+def test_clipping_first_is_caught() -> None:
+    with pytest.raises(AssertionError):
+        check_clipping(lambda: ClipsFirst(per_task=5))
 
 
 def test_agem_draws_without_replacement_and_uniformly() -> None:
@@ -381,15 +402,26 @@ class Doubles(TorchDispatchMode):
         return result
 
 
-def test_no_double_copy_of_tasks_times_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gem, "COLUMNS", 50)
+def check_doubles(project: Project) -> None:
     references = torch.randn(4, 1000, dtype=torch.float32)
     gradient = -references.sum(0)
     with Doubles() as doubles:
-        found = project_gem(gradient, references)
+        found = project(gradient, references, 0.0)
     assert found.dtype == torch.float32
     assert 4 * 50 <= doubles.largest <= 4 * 50 * 2
     assert float((references @ found).min()) > -1e-2  # of products that were about −1000
+
+
+def test_no_double_copy_of_tasks_times_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gem, "COLUMNS", 50)
+    check_doubles(project_gem)
+
+    def in_double(g: Tensor, refs: Tensor, margin: float) -> Tensor:
+        """Wrong: all references are turned into float64 at once."""
+        return project_gem(g.double(), refs.double(), margin).float()
+
+    with pytest.raises(AssertionError):
+        check_doubles(in_double)
 
 
 def test_memory_between_steps_is_rows_alone() -> None:

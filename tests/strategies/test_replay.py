@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,6 +28,35 @@ def test_ratio_is_exact_at_every_step(mlp_world: Any, ratio: float) -> None:
         new += result.rows - result.replayed_rows
         replayed += result.replayed_rows
         assert replayed == new * round(100 * ratio) // 100
+
+
+def check_new_rows(world: Any, make: Callable[..., Replay]) -> None:
+    """However small the memory, every new row is trained on in every epoch."""
+    learner = world.learner(make(capacity=2, ratio=1.0))
+    seen: Counter[str] = Counter()
+    for index, _, result in world.train(learner):
+        if index == 1:
+            seen.update(row.key for row in result.examples if row.source == "task")
+    assert seen == {row.key: 2 for row in world.tasks[1].train}
+
+
+def test_no_new_row_is_left_out(mlp_world: Any) -> None:
+    check_new_rows(mlp_world, Replay)
+
+
+class Zipped(Replay):
+    """Wrong: new and kept rows go in pairs, so that the shorter list cuts the longer."""
+
+    def mix(self, ctx: Any, examples: list[Example]) -> list[Example]:
+        if not self.buffer:
+            return examples
+        pairs = zip(examples, self.buffer.sample(len(examples)), strict=False)
+        return [row for new, kept in pairs for row in (new, kept.but(source=self.name))]
+
+
+def test_rows_in_pairs_are_caught(mlp_world: Any) -> None:
+    with pytest.raises(AssertionError):
+        check_new_rows(mlp_world, Zipped)
 
 
 def test_replayed_rows_are_earlier_ones_and_say_so(mlp_world: Any) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from perdure.config import TrainingSettings, validate
 from perdure.errors import ConfigError, ModelError, NonFiniteError, UsageError
+from perdure.models.objectives import total_loss
 from perdure.strategies import Naive, Strategy
 from perdure.training.learner import Learner
 from perdure.types import Context, Example, Output, Task
@@ -63,7 +64,7 @@ def test_micro_batches_are_the_big_batch(
         torch.testing.assert_close(one.model.get_parameter(name).detach(), expected, rtol=0, atol=tolerance)
 
 
-def test_the_mean_is_over_the_steps_targets_not_over_micro_batches(make_lm: Any) -> None:
+def check_mean(make_lm: Any) -> None:
     """Rows of 1 and 9 targets: a mean of micro-batch means would weigh the first row nine times as much."""
     model = make_lm(spread=0.3)
     short = Example("a", "t", x=torch.tensor([3, 4]), y=torch.tensor([-100, 4]))
@@ -74,7 +75,23 @@ def test_the_mean_is_over_the_steps_targets_not_over_micro_batches(make_lm: Any)
     assert abs(right - wrong) > 0.05
     result = learner(copy.deepcopy(model), "causal_lm", micro_batch_size=1).step([short, long])
     assert result.loss == pytest.approx(right, abs=1e-5)
-    assert (result.targets, result.tokens, result.rows) == (10, 12, 2)
+    assert (result.tokens, result.rows) == (12, 2)
+
+
+def test_the_mean_is_over_the_steps_targets_not_over_micro_batches(make_lm: Any) -> None:
+    check_mean(make_lm)
+
+
+def test_a_mean_of_micro_batch_means_is_caught(make_lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mutant: each micro-batch's mean, divided by their number."""
+    place = "perdure.training.learner"
+    monkeypatch.setattr(f"{place}.group_counts", lambda batches: {"task": len(batches)})
+    monkeypatch.setattr(
+        f"{place}.group_losses",
+        lambda output, batch, objective: {"task": total_loss(output, batch, objective) / sum(batch.counts)},
+    )
+    with pytest.raises(AssertionError):
+        check_mean(make_lm)
 
 
 class TwoGroups(Strategy):

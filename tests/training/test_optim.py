@@ -134,11 +134,7 @@ def test_the_optimizer_at_a_boundary_by_hand(boundary: str, expected: float) -> 
     assert one.model.get_parameter("weight").item() == expected
 
 
-@pytest.mark.parametrize(
-    ("boundary", "total", "expected"),
-    [("reset", 4, [0.5, 1.0, 1.0, 0.5] * 2), ("continue", 8, [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])],
-)
-def test_the_schedule_at_a_boundary_by_hand(boundary: str, total: int, expected: list[float]) -> None:
+def check_schedule(boundary: str, total: int, expected: list[float], restart: bool = False) -> None:
     """Two tasks of 4 steps, warm-up 2, linear. Reset: ½ 1 1 ½ twice. Continue: ½ 1 and then 1 − (step − 2)/6."""
     one = learner(
         optimizer={"type": "sgd", "lr": 1.0}, schedule={"type": "linear", "warmup": 2, "at_boundary": boundary}
@@ -146,9 +142,27 @@ def test_the_schedule_at_a_boundary_by_hand(boundary: str, total: int, expected:
     used = []
     for index in range(2):
         one.begin_task(Task(f"t{index}", [ROW]), index, total)
+        if restart:
+            one.schedule_step = 0
         used += [one.step([ROW]).lr for _ in range(4)]
         one.end_task()
     assert used == pytest.approx(expected)
+
+
+BOUNDARIES = [
+    ("reset", 4, [0.5, 1.0, 1.0, 0.5] * 2),
+    ("continue", 8, [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+]
+
+
+@pytest.mark.parametrize(("boundary", "total", "expected"), BOUNDARIES)
+def test_the_schedule_at_a_boundary_by_hand(boundary: str, total: int, expected: list[float]) -> None:
+    check_schedule(boundary, total, expected)
+
+
+def test_a_silent_restart_is_caught() -> None:
+    with pytest.raises(AssertionError):
+        check_schedule(*BOUNDARIES[1], restart=True)
 
 
 class Grow(Strategy):

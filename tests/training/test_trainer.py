@@ -259,7 +259,10 @@ def test_classes_may_be_any_whole_numbers(make_mlp: Any, dtype: torch.dtype) -> 
         (lambda model: ContinualTrainer(model, EWC), r"must be a Strategy object, such as EWC\(\)"),
         (lambda model: ContinualTrainer("nano"), "must be an nn.Module, got 'nano'"),
         (lambda model: ContinualTrainer(model, seed=-1), "seed must be 0 or more"),
-        (lambda model: Replay(capacity="5%"), "capacity must be a whole number of rows, got '5%'"),
+        (
+            lambda model: Replay(capacity="5%"),
+            "capacity must be a whole number of rows or a size such as \"2MB\", got '5%'",
+        ),
     ],
     ids=["name", "class", "model", "seed", "share"],
 )
