@@ -10,6 +10,7 @@ from benchmarks import encoder
 
 TUNING_SEED = 10
 MINILM = ("minilm-frozen", "minilm-lora")
+PLACES = ("arena", *MINILM)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,17 @@ def _by_world(setting: str, arena: Any, frozen: Any, lora: Any) -> dict[str, dic
     return {"arena": {setting: arena}, "minilm-frozen": {setting: frozen}, "minilm-lora": {setting: lora}}
 
 
+def _chain(build: str, *settings: Mapping[str, Mapping[str, Any]], worlds: tuple[str, ...] | None = None) -> Row:
+    merged = {place: {k: v for one in settings for k, v in one.get(place, {}).items()} for place in ("*", *PLACES)}
+    return Row(build, "chains", merged, worlds=worlds)
+
+
 TWO, FIVE = {"replay.capacity": "2%"}, {"replay.capacity": "5%"}
+EWC = _by_world("ewc.strength", 600.0, 10.0, 300.0)
+SI = _by_world("si.strength", 3e3, 10.0, 100.0)
+MAS = _by_world("mas.strength", 1.5e-4, 0.1, 0.3)
+LWF = _by_world("lwf.strength", 0.03, 30.0, 3.0)
+DER = _by_world("derpp.alpha", 0.01, 0.5, 0.3)
 POWERS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]
 
 # One row a strategy. Strengths have no scale of their own: they come from `--tune`, world by world.
@@ -62,13 +73,13 @@ TABLE: dict[str, Row] = {
     "derpp-2%": Row(
         "derpp",
         "rehearsal",
-        {"*": {"derpp.capacity": "2%", "derpp.beta": 1.0}, **_by_world("derpp.alpha", 0.05, 0.5, 0.5)},
+        {"*": {"derpp.capacity": "2%", "derpp.beta": 1.0}, **DER},
         {"*": {"derpp.alpha": [0.1, 0.3, 1.0]}, "arena": {"derpp.alpha": [0.001, 0.003, 0.01, 0.05, 0.2]}},
     ),
     "derpp-5%": Row(
         "derpp",
         "rehearsal",
-        {"*": {"derpp.capacity": "5%", "derpp.beta": 1.0}, **_by_world("derpp.alpha", 0.05, 0.5, 0.5)},
+        {"*": {"derpp.capacity": "5%", "derpp.beta": 1.0}, **DER},
     ),
     # Each step goes through all that GEM holds: with 5 % of the arena's rows it would take six times naive's time.
     "gem-2%": Row("gem", "gradients", {"*": {"gem.per_task": "2%"}}, {"*": {"gem.margin": [0.0, 0.5]}}),
@@ -76,7 +87,7 @@ TABLE: dict[str, Row] = {
     "ewc": Row(
         "ewc",
         "weights",
-        _by_world("ewc.strength", 300.0, 10.0, 100.0),
+        EWC,
         {
             "minilm-frozen": {"ewc.strength": POWERS},
             "minilm-lora": {"ewc.strength": [30.0, 300.0, 3e3, 3e4]},
@@ -93,7 +104,7 @@ TABLE: dict[str, Row] = {
     "si": Row(
         "si",
         "weights",
-        _by_world("si.strength", 3e3, 10.0, 10.0),
+        SI,
         {
             "minilm-frozen": {"si.strength": [1.0, 3.0, 10.0, 30.0, 100.0]},
             "minilm-lora": {"si.strength": [10.0, 100.0, 1e3, 1e4]},
@@ -103,7 +114,7 @@ TABLE: dict[str, Row] = {
     "mas": Row(
         "mas",
         "weights",
-        _by_world("mas.strength", 2e-4, 0.1, 1.0),
+        MAS,
         {
             "minilm-frozen": {"mas.strength": [0.01, 0.03, 0.1, 0.3]},
             "minilm-lora": {"mas.strength": [0.03, 0.3, 3.0, 30.0]},
@@ -113,43 +124,18 @@ TABLE: dict[str, Row] = {
     "lwf": Row(
         "lwf",
         "outputs",
-        _by_world("lwf.strength", 1.0, 30.0, 1.0),
+        LWF,
         {
             "*": {"lwf.strength": [1.0, 3.0, 10.0, 30.0, 100.0]},
             "arena": {"lwf.strength": [0.01, 0.03, 0.1, 0.3, 1.0]},
         },
     ),
     "freeze-bottom": Row("freeze-bottom", "freezing", worlds=("arena", "minilm-lora")),
-    "replay-5%+ewc": Row(
-        "replay+ewc",
-        "chains",
-        {world: {**FIVE, **own} for world, own in _by_world("ewc.strength", 100.0, 10.0, 100.0).items()},
-        {"*": {"ewc.strength": [3.0, 10.0, 30.0]}, "arena": {"ewc.strength": [30.0, 100.0, 300.0]}},
-    ),
-    "freeze-bottom+si": Row(
-        "freeze-bottom+si",
-        "chains",
-        {"arena": {"si.strength": 3e3}, "minilm-lora": {"si.strength": 100.0}},
-        {"*": {"si.strength": [1e3, 3e3, 5e3]}, "minilm-lora": {"si.strength": [10.0, 100.0, 1e3]}},
-        worlds=("arena", "minilm-lora"),
-    ),
-    "lwf+si": Row(
-        "lwf+si",
-        "chains",
-        {
-            "arena": {"lwf.strength": 0.03, "si.strength": 3e3},
-            "minilm-frozen": {"lwf.strength": 10.0, "si.strength": 10.0},
-            "minilm-lora": {"lwf.strength": 3.0, "si.strength": 100.0},
-        },
-        {
-            "arena": {"lwf.strength": [0.03, 0.1], "si.strength": [2e3, 3e3]},
-            "minilm-frozen": {"lwf.strength": [3.0, 10.0], "si.strength": [3.0, 10.0]},
-            "minilm-lora": {"lwf.strength": [1.0, 3.0], "si.strength": [30.0, 300.0]},
-        },
-    ),
-    "replay-5%+lwf": Row(
-        "replay+lwf", "chains", {"*": {**FIVE, "lwf.strength": 1.0}}, {"*": {"lwf.strength": [0.3, 1.0, 3.0]}}
-    ),
+    # Chains take the strengths of their members.
+    "replay-5%+ewc": _chain("replay+ewc", {"*": FIVE}, EWC),
+    "replay-5%+lwf": _chain("replay+lwf", {"*": FIVE}, LWF),
+    "freeze-bottom+si": _chain("freeze-bottom+si", SI, worlds=("arena", "minilm-lora")),
+    "lwf+si": _chain("lwf+si", LWF, SI),
 }
 FAMILIES = ("baseline", "rehearsal", "weights", "gradients", "outputs", "freezing", "chains")
 
