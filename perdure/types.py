@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -130,6 +131,7 @@ class Context:
         rng: this strategy's own generator (CPU); nobody else draws from it.
         seed: the run's seed, for keyed priorities.
         log: records a named value for the step; "penalty" is added to the logged loss.
+        autocast: the context of a forward pass at the run's precision; `loss_of` is in it already.
     """
 
     model: nn.Module
@@ -142,6 +144,7 @@ class Context:
     rng: torch.Generator
     seed: int
     log: Callable[[str, Any], None]
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def but(self, **changes: Any) -> Context:
         """A copy with some attributes changed."""

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from perdure.errors import StrategyError
 from perdure.order import priority
-from perdure.strategies.episodic import Episodic, gradient_vector, put_gradient
+from perdure.strategies.episodic import Episodic, gradient_vector, products, put_gradient
 from perdure.types import Batch, Context
 
 
@@ -75,8 +74,7 @@ class AGEM(Episodic):
 
 def project_agem(gradient: Tensor, reference: Tensor) -> Tensor:
     """The gradient [P] without the part that points against the reference [P]; as it is where there is none."""
-    against = torch.dot(gradient.double(), reference.double())
+    (length,), (against,) = (values.flatten() for values in products(gradient, reference[None]))
     if against >= 0:
         return gradient
-    share = against / torch.dot(reference.double(), reference.double())
-    return gradient - share.to(gradient.dtype) * reference.to(gradient.dtype)
+    return gradient - (against / length).to(gradient.device, gradient.dtype) * reference.to(gradient.dtype)

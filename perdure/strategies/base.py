@@ -29,6 +29,9 @@ class Strategy:
         cost: what it adds to training, for the same.
         source: where it comes from.
         wants_task_ids: whether inference needs to be told the task.
+        wants_task_gradient: whether `observe` must see the loss's gradient without penalties that go through
+            autograd; their gradients are then taken in a pass of their own.
+        bounds_gradient: whether `gradient` bounds what was there before it: in a chain none may add to it after.
         weights: weight of each group of rows in the loss; a group that is not named weighs 1.
     """
 
@@ -38,6 +41,8 @@ class Strategy:
     cost: ClassVar[str] = ""
     source: ClassVar[str] = ""
     wants_task_ids: bool = False
+    wants_task_gradient: bool = False
+    bounds_gradient: bool = False
     weights: Mapping[str, float] = MappingProxyType({})
 
     def check(self, model: nn.Module, objective: Objective) -> None:
@@ -73,7 +78,10 @@ class Strategy:
         return 0.0
 
     def observe(self, ctx: Context, batches: Sequence[Batch]) -> None:
-        """Once a step, after backward, before any `gradient` hook: `.grad` is the loss's own, to be looked at."""
+        """Once a step, after backward, before any `gradient` hook: `.grad` is there to be looked at.
+
+        It is the loss's own if `wants_task_gradient`, else that of loss and penalties.
+        """
 
     def gradient(self, ctx: Context, batches: Sequence[Batch]) -> None:
         """Once a step, after backward and before clipping: change `.grad` in place.

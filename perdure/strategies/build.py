@@ -86,6 +86,14 @@ def enabled(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [name for name, values in settings.items() if (values or {}).get("enabled", True)]
 
 
+def completed(described: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]] | None:
+    """What `describe` gave, with the defaults of settings that came later."""
+    if described is None:
+        return None
+    defaults = {name: {key: p.default for key, p in settings_of(name).items()} for name in described}
+    return {name: {**defaults[name], **values} for name, values in described.items()}
+
+
 def describe(strategy: Strategy) -> dict[str, dict[str, Any]] | None:
     """Names and settings that `build` makes the same strategy from; None for a class of the user's own."""
     members = strategy.strategies if isinstance(strategy, Chain) else (strategy,)

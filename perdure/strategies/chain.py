@@ -32,6 +32,12 @@ class Chain(Strategy):
             raise StrategyError(f"chain: {', '.join(twice)} stands in it more than once")
         self.strategies = tuple(strategies)
         self.wants_task_ids = any(strategy.wants_task_ids for strategy in strategies)
+        self.wants_task_gradient = any(strategy.wants_task_gradient for strategy in strategies)
+        self.bounds_gradient = any(strategy.bounds_gradient for strategy in strategies)
+        self._refuse_broken_bounds()
+        memories = [id(memory) for s in strategies if (memory := getattr(s, "buffer", None)) is not None]
+        if len(set(memories)) < len(memories):
+            raise StrategyError("chain: two of its strategies share one buffer; give each its own")
         self.weights = {group: w for strategy in strategies for group, w in strategy.weights.items()}
         self._forward = self._owner("forward")
         self._phases = self._owner("phases")
@@ -41,6 +47,16 @@ class Chain(Strategy):
         """Every member's."""
         for strategy in self.strategies:
             strategy.check(model, objective)
+
+    def _refuse_broken_bounds(self) -> None:
+        bounded = ""
+        for strategy in self.strategies:
+            if bounded and type(strategy).gradient is not Strategy.gradient:
+                raise StrategyError(
+                    f"chain: {strategy.name} changes the gradient after {bounded} has bounded it, so the bound "
+                    f"would not hold; put {bounded} last"
+                )
+            bounded = strategy.name if strategy.bounds_gradient else bounded
 
     def _owner(self, hook: str) -> Strategy:
         owners = [s for s in self.strategies if getattr(type(s), hook) is not getattr(Strategy, hook)]

@@ -16,7 +16,7 @@ from perdure.strategies.rehearsal import Memory, Rehearsal, Unit
 from perdure.strategies.swap import forward_with
 from perdure.types import Batch, Context, Example, Output
 
-CHUNK = 32
+ROWS, TOKENS = 32, 4096
 
 
 class DERpp(Rehearsal):
@@ -92,13 +92,39 @@ class DERpp(Rehearsal):
         assert self.buffer is not None
         self.buffer.extend(self._with_logits(ctx, ctx.task.train))
 
+    def prepare(self, ctx: Context) -> None:
+        """Make the memory; one that was filled elsewhere must hold logits."""
+        super().prepare(ctx)
+        assert self.buffer is not None
+        bare = [row.key for row in self.buffer if "logits" not in row.extras]
+        if bare:
+            raise StrategyError(
+                f"derpp: the buffer holds rows without logits ({bare[0]!r} is one); start with an empty one"
+            )
+
     def _with_logits(self, ctx: Context, rows: Sequence[Example]) -> Iterator[Example]:
-        for start in range(0, len(rows), CHUNK):  # in their own order, which a ring keeps by
-            batch = ctx.collate(rows[start : start + CHUNK])
-            found = answers(forward_with(ctx, {}, batch), batch, ctx.objective).cpu()
-            sizes = batch.counts if ctx.objective == "causal_lm" else [1] * len(batch.examples)
-            for row, logits in zip(batch.examples, found.split(list(sizes)), strict=True):
-                # A regression has no largest outputs to choose from.
-                k = logits.shape[1] if ctx.objective == "regression" else min(self.top_k, logits.shape[1])
-                kept, places = logits.topk(k)
-                yield row.but(extras={**row.extras, "logits": kept, "places": places.to(torch.int32)})
+        for part in _parts(rows):  # in the rows' own order, which a ring keeps by
+            batch = ctx.collate(part)
+            found = answers(forward_with(ctx, {}, batch), batch, ctx.objective)
+            # A regression has no largest outputs to choose from.
+            k = found.shape[1] if ctx.objective == "regression" else min(self.top_k, found.shape[1])
+            best = found.topk(k)
+            sizes = list(batch.counts) if ctx.objective == "causal_lm" else [1] * len(part)
+            kept, places = best.values.cpu().split(sizes), best.indices.cpu().to(torch.int32).split(sizes)
+            for row, logits, at in zip(part, kept, places, strict=True):
+                yield row.but(extras={**row.extras, "logits": logits, "places": at})
+
+
+def _parts(rows: Sequence[Example]) -> Iterator[list[Example]]:
+    """Rows that go through the model together: up to ROWS of them, and up to TOKENS with the padding."""
+    part: list[Example] = []
+    longest = 0
+    for row in rows:
+        length = 1 if row.x is None or row.x.dim() == 0 else len(row.x)
+        longest = max(longest, length)
+        if part and (len(part) == ROWS or longest * (len(part) + 1) > TOKENS):
+            yield part
+            part, longest = [], length
+        part.append(row)
+    if part:
+        yield part

@@ -26,6 +26,8 @@ class Episodic(Strategy):
         rows: the kept rows by task.
     """
 
+    bounds_gradient = True
+
     def __init__(self, per_task: int) -> None:
         if per_task < 1:
             raise StrategyError(f"{self.name}: per_task must be at least 1 row, got {per_task}")
@@ -40,7 +42,7 @@ class Episodic(Strategy):
     def reference(self, ctx: Context, rows: Sequence[Example], batches: Sequence[Batch]) -> Tensor:
         """The gradient [P] of the task loss on these rows: a mean over their targets, in eval mode.
 
-        It is taken in pieces as large as the step's micro-batches, which are known to fit.
+        It is taken in pieces of as many rows as the step's micro-batches have.
         """
         size = max((len(batch.examples) for batch in batches), default=1)
         ordered = sorted(rows, key=lambda row: 0 if row.x is None or row.x.dim() == 0 else row.x.shape[0])
@@ -69,6 +71,21 @@ class Episodic(Strategy):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
         self.rows = {name: unpack(packed) for name, packed in state["rows"].items()}
+
+
+# Columns that are turned into float64 at a time: sums over them are exact enough without a double copy of it all.
+COLUMNS = 1 << 18
+
+
+def products(gradient: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
+    """GGᵀ [T, T] and Gg [T] of references G [T, P] and a gradient g [P], in float64 on the CPU, block by block."""
+    gram = torch.zeros(len(references), len(references), dtype=torch.float64)
+    found = torch.zeros(len(references), dtype=torch.float64)
+    for start in range(0, gradient.numel(), COLUMNS):
+        block = references[:, start : start + COLUMNS].double()
+        gram += (block @ block.T).cpu()
+        found += (block @ gradient[start : start + COLUMNS].double()).cpu()
+    return gram, found
 
 
 def trainable(model: nn.Module) -> list[Tensor]:

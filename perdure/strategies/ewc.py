@@ -101,7 +101,8 @@ class EWC(QuadraticPull):
         by = None
         if self.space == "weight":
             # The gradient by W is the same whether W's base or its ΔW is moved; the base is one plain parameter.
-            by = {n: p for n, p in ctx.model.named_parameters() if n in self.values(ctx.model)}
+            wanted = self.values(ctx.model)
+            by = {n: p for n, p in ctx.model.named_parameters() if n in wanted}
         for gradients in per_example_gradients(ctx, rows, label, parameters=by):
             for name, each in gradients.items():
                 squared = each.square().sum(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import ClassVar
 
 from torch import nn
@@ -76,7 +77,8 @@ class FreezeBottom(Strategy):
 
     def _bottom(self, model: nn.Module) -> list[nn.Module]:
         blocks = stack(model)
-        count = int(self.layers) if self.layers >= 1 else int(self.layers * len(blocks))
+        # As a float, 0.58 of 50 blocks is less than 29.
+        count = int(self.layers if self.layers >= 1 else Fraction(repr(self.layers)) * len(blocks))
         if not 0 < count < len(blocks):
             found = f"has {len(blocks)} blocks with weights" if blocks else "has no stack of blocks"
             raise StrategyError(

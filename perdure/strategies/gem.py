@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from perdure.errors import StrategyError
-from perdure.strategies.episodic import Episodic, gradient_vector, put_gradient
+from perdure.strategies.episodic import Episodic, gradient_vector, products, put_gradient
 from perdure.types import Batch, Context
-
-# Columns that are turned into float64 at a time: sums over them are exact enough without a double copy of it all.
-COLUMNS = 1 << 18
 
 
 class GEM(Episodic):
@@ -47,8 +44,10 @@ class GEM(Episodic):
         past = [rows for name, rows in self.rows.items() if name != ctx.task.name and rows]
         if not past:
             return
-        references = torch.stack([self.reference(ctx, rows, batches) for rows in past])
         gradient = gradient_vector(ctx.model)
+        references = gradient.new_empty(len(past), len(gradient))
+        for row, rows in zip(references, past, strict=True):
+            row.copy_(self.reference(ctx, rows, batches))
         projected = project_gem(gradient, references, self.margin)
         ctx.log("projected", float(projected is not gradient))
         if projected is not gradient:
@@ -69,22 +68,13 @@ def project_gem(gradient: Tensor, references: Tensor, margin: float = 0.0) -> Te
     Returns:
         g + Gᵀv [P], in the gradient's type.
     """
-    gram, products = _products(gradient, references)
-    if not len(references) or bool((products >= 0).all()):
+    gram, found = products(gradient, references)
+    if not len(references) or bool((found >= 0).all()):
         return gradient
-    dual = _solve(gram, products, margin).to(gradient.device, gradient.dtype)
+    if not (gram.isfinite().all() and found.isfinite().all()):
+        return gradient + torch.nan  # whoever looks at the gradient's norm finds out
+    dual = _solve(gram, found, margin).to(gradient.device, gradient.dtype)
     return gradient + dual @ references.to(gradient.dtype)
-
-
-def _products(gradient: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """GGᵀ [T, T] and Gg [T] in float64 on the CPU, a block of columns at a time."""
-    gram = torch.zeros(len(references), len(references), dtype=torch.float64)
-    products = torch.zeros(len(references), dtype=torch.float64)
-    for start in range(0, gradient.numel(), COLUMNS):
-        block = references[:, start : start + COLUMNS].double()
-        gram += (block @ block.T).cpu()
-        products += (block @ gradient[start : start + COLUMNS].double()).cpu()
-    return gram, products
 
 
 def _solve(gram: Tensor, products: Tensor, margin: float) -> Tensor:

@@ -54,6 +54,12 @@ class LwF(Strategy):
         self.teacher: dict[str, Tensor] = {}
         self.classes: list[int] | None = None
 
+    def prepare(self, ctx: Context) -> None:
+        """What is trained from this task on was the teacher's too, as it is now."""
+        if self.teacher:
+            new = {name: value for name, value in moving(ctx.model).items() if name not in self.teacher}
+            self.teacher |= {name: value.detach().clone() for name, value in new.items()}
+
     def penalty(self, ctx: Context, batch: Batch, output: Output) -> Tensor | float:
         """Strength times the distillation term, summed over the batch's targets."""
         if not self.teacher or self.strength == 0:

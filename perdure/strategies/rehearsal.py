@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from perdure.errors import StrategyError
-from perdure.memory import Buffer, load_buffer, make_buffer
+from perdure.errors import ConfigError, StrategyError
+from perdure.memory import Buffer, ReservoirBuffer, load_buffer, make_buffer
+from perdure.memory.groups import class_of
 from perdure.models.objectives import count_targets
 from perdure.strategies.base import Strategy
 from perdure.types import TASK, Context, Example, Objective
@@ -104,11 +105,14 @@ class Rehearsal(Strategy):
             raise StrategyError(f"{name}: capacity must be at least 1 row, got {capacity}")
         if unit not in ("examples", "tokens"):
             raise StrategyError(f'{name}: unit must be "examples" or "tokens", got {unit!r}')
-        make_buffer(memory, capacity, 0)  # refuses what cannot be a memory before any training
+        try:
+            make_buffer(memory, capacity, 0)
+        except ConfigError as error:  # before any training
+            raise StrategyError(f"{name}: {error}") from error
         self.buffer = buffer
         self.ratio = ratio
-        self.capacity = capacity
-        self.memory = memory
+        self.capacity = capacity if buffer is None else buffer.capacity
+        self.memory = memory if buffer is None else buffer.kind
         self.unit = unit
         self._quotas = [Quota(ratio, unit) for _ in range(quotas)]
 
@@ -127,6 +131,11 @@ class Rehearsal(Strategy):
             self.buffer = make_buffer(self.memory, self.capacity, ctx.seed)
         for quota in self._quotas:
             quota.restore((0, 0))
+        if getattr(self.buffer, "by", None) == "class" and ctx.task.train:
+            try:
+                class_of(ctx.task.train[0])
+            except ConfigError as error:  # now, and not when the task has been trained
+                raise StrategyError(f"{self.name}: {error}") from error
 
     def draw(self, ctx: Context, examples: Sequence[Example], quota: int = 0) -> list[Example]:
         """Kept rows for a step with these rows; none before there are any."""
@@ -165,9 +174,16 @@ class Rehearsal(Strategy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the memory and the counts."""
-        if self.buffer is not None and state["buffer"] is not None:
-            self.buffer.load_state_dict(state["buffer"])
+        saved = state["buffer"]
+        if (
+            self.buffer is not None
+            and saved is not None
+            and saved.get("kind", ReservoirBuffer.kind) == self.buffer.kind
+        ):
+            self.buffer.load_state_dict(saved)  # a buffer of the user's own stays the object that it is
         else:
-            self.buffer = None if state["buffer"] is None else load_buffer(state["buffer"])
-        for quota, counts in zip(self._quotas, state["counts"], strict=True):
+            self.buffer = None if saved is None else load_buffer(saved)
+        # Older states name the two counts.
+        found = state["counts"] if "counts" in state else [[state["new_rows"], state["owed"]]]
+        for quota, counts in zip(self._quotas, found, strict=True):
             quota.restore(counts)

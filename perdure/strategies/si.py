@@ -33,6 +33,8 @@ class SI(QuadraticPull):
     cost: ClassVar[str] = "a few passes over the weights a step"
     source: ClassVar[str] = "Zenke et al. 2017 (arXiv:1703.04200)"
 
+    wants_task_gradient = True
+
     def __init__(self, strength: float = 1.0, damping: float = 0.1) -> None:
         super().__init__(strength)
         if not 0 < damping < float("inf"):

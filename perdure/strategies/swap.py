@@ -24,14 +24,15 @@ class _Bound(nn.Module):
 
 
 def forward_with(ctx: Context, values: Mapping[str, Tensor], batch: Batch) -> Output:
-    """The output in eval mode, without gradients, with these parameters and buffers in place of the model's own.
+    """The output with these parameters and buffers in place of the own ones: in eval mode, without gradients.
 
-    Those that are not named stay. The model itself is not changed, and no random number is drawn.
+    It is taken at the run's precision. What is not named stays. The model itself is not changed, and no random
+    number is drawn.
     """
     modes = {module: module.training for module in ctx.model.modules()}
     ctx.model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ctx.autocast():
             named = {f"model.{name}": value for name, value in values.items()}
             return Output(functional_call(_Bound(ctx.model, ctx), named, (batch,)))
     finally:

@@ -17,7 +17,7 @@ from perdure.errors import NewerFormatError, RunError
 from perdure.evaluation.matrix import ScoreMatrix
 from perdure.order import fingerprint
 from perdure.storage import file_hash, guarded, plain, write_text
-from perdure.strategies.build import describe
+from perdure.strategies.build import completed, describe
 from perdure.tracking import read_events
 from perdure.training import checkpoint
 from perdure.training.folder import FINAL, RunFolder, keys_name, remove
@@ -59,7 +59,7 @@ def find_way(plan: Plan, folder: RunFolder, retrain: bool) -> Way | None:
     first = next((i for i, name in enumerate(names) if there.get(name) != here[name]), len(names))
     schedule = plan.settings.schedule
     horizon = schedule.at_boundary == "continue" and schedule.total_steps is None and plan.mode == "sequential"
-    if first < len(names) and (horizon or state["built"] != describe(plan.strategy)):
+    if first < len(names) and (horizon or completed(state["built"]) != describe(plan.strategy)):
         first = 0  # the schedule's length, or a capacity given as a share, hangs on the number of all rows
     rescored = tuple(name for name, rows in plan.scored.items() if state["scored"].get(name, rows) != rows)
     if first == len(names) and not rescored:

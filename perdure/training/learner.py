@@ -146,39 +146,20 @@ class Learner:
                 `skip_bad_batches` weights and buffers are, the step counts, and the result says what was skipped.
         """
         ctx, optimizer = self._ready()
-        strategy, settings, model = self.strategy, self.settings, self.model
+        strategy, settings = self.strategy, self.settings
         self._logged = {}
         before = self._bookmark()
-        model.train()
-        rows = strategy.mix(ctx, list(examples))
-        batches = self._micro_batches(rows)
-        totals = group_counts(batches)
-        targets = sum(totals.values())
-        weights = strategy.weights
-        value: Any = 0.0
-        outputs: list[Output] = []
-        for batch in batches:
-            with self.autocast():
-                output = strategy.forward(model, batch)
-                outputs.append(Output(output.logits.detach()))
-                loss: Any = 0.0
-                for group, summed in group_losses(output, batch, self.objective).items():
-                    if totals[group] and weights.get(group, 1):
-                        part = summed / totals[group]
-                        loss = loss + (part if group not in weights else weights[group] * part)
-                penalty = strategy.penalty(ctx, batch, output)
-                for group, term in (penalty if isinstance(penalty, Mapping) else {STEP: penalty}).items():
-                    if isinstance(term, Tensor) or term:
-                        loss = loss + term / (targets if group == STEP else totals[group])
-            if not isinstance(loss, Tensor):
-                continue
-            self.accelerator.backward(loss)
-            value = value + loss.detach()
-        strategy.observe(ctx, batches)
-        strategy.gradient(ctx, batches)
+        try:
+            rows, batches, outputs, value = self._gradients(ctx, examples)
+        except Exception:
+            # A strategy's own error, or a device out of memory: the next step must find nothing of this one.
+            optimizer.zero_grad()
+            self._turn_back(before, True)
+            raise
+        targets = sum(sum(batch.counts) for batch in batches)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        result = float(value) + self._logged.pop("penalty", 0.0)
+        result = value + self._logged.pop("penalty", 0.0)
         skipped = None
         if not (math.isfinite(result) and math.isfinite(float(norm))):
             optimizer.zero_grad()
@@ -216,6 +197,58 @@ class Learner:
             skipped=skipped,
             logged=self._logged,
         )
+
+    def _gradients(
+        self, ctx: Context, examples: Sequence[Example]
+    ) -> tuple[list[Example], list[Batch], list[Output], float]:
+        """The step's rows, cut into batches, with the outputs and the loss; its gradient is left in `.grad`."""
+        strategy, model = self.strategy, self.model
+        model.train()
+        rows = strategy.mix(ctx, list(examples))
+        batches = self._micro_batches(rows)
+        totals = group_counts(batches)
+        targets = sum(totals.values())
+        weights = strategy.weights
+        value: Any = 0.0
+        outputs: list[Output] = []
+        aside: dict[Tensor, Tensor] = {}
+        for batch in batches:
+            with self.autocast():
+                output = strategy.forward(model, batch)
+                outputs.append(Output(output.logits.detach()))
+                loss: Any = 0.0
+                for group, summed in group_losses(output, batch, self.objective).items():
+                    if totals[group] and weights.get(group, 1):
+                        part = summed / totals[group]
+                        loss = loss + (part if group not in weights else weights[group] * part)
+                penalties = strategy.penalty(ctx, batch, output)
+                extra: Any = 0.0
+                for group, term in (penalties if isinstance(penalties, Mapping) else {STEP: penalties}).items():
+                    count = targets if group == STEP else totals.get(group, 0)
+                    if count and (isinstance(term, Tensor) or term):
+                        extra = extra + term / count
+            if strategy.wants_task_gradient and isinstance(extra, Tensor) and extra.requires_grad:
+                self._backward_aside(extra, aside)
+                value = value + extra.detach()
+            elif isinstance(extra, Tensor) or extra:
+                loss = loss + extra
+            if isinstance(loss, Tensor):
+                self.accelerator.backward(loss)
+                value = value + loss.detach()
+        strategy.observe(ctx, batches)
+        for parameter, gradient in aside.items():
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        strategy.gradient(ctx, batches)
+        return rows, batches, outputs, float(value)
+
+    def _backward_aside(self, extra: Tensor, aside: dict[Tensor, Tensor]) -> None:
+        """Add a penalty's gradients to those that wait until the loss's own were looked at."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter, gradient in zip(
+            trained, torch.autograd.grad(extra, trained, retain_graph=True, allow_unused=True), strict=True
+        ):
+            if gradient is not None:
+                aside[parameter] = aside[parameter] + gradient if parameter in aside else gradient
 
     def _bookmark(self) -> dict[str, Any]:
         """What a step changes before its update."""
@@ -342,6 +375,7 @@ class Learner:
             rng=self.rng,
             seed=self.seed,
             log=self._log,
+            autocast=self.autocast,
         )
 
     def _loss_of(
@@ -355,11 +389,12 @@ class Learner:
         batch = self.collate(examples)
 
         def compute() -> Tensor:
-            output = self.strategy.forward(self.model, batch)
-            if reduction == "none":
-                return losses(output, batch, self.objective)
-            summed = total_loss(output, batch, self.objective)
-            return summed / max(sum(batch.counts), 1) if reduction == "mean" else summed
+            with self.autocast():
+                output = self.strategy.forward(self.model, batch)
+                if reduction == "none":
+                    return losses(output, batch, self.objective)
+                summed = total_loss(output, batch, self.objective)
+                return summed / max(sum(batch.counts), 1) if reduction == "mean" else summed
 
         was_training = self.model.training
         self.model.train(train)

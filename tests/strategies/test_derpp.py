@@ -251,6 +251,36 @@ def test_logits_of_another_model_are_caught(mutant: type[DERpp]) -> None:
         check_kept(mutant)
 
 
+def test_a_buffer_without_logits_is_refused() -> None:
+    from perdure.memory import ReservoirBuffer
+    from perdure.strategies import Chain, Replay
+
+    buffer = ReservoirBuffer(3)
+    buffer.extend(texts("old"))
+    learner = Learner(Tokens(), DERpp(buffer), "causal_lm", validate(TrainingSettings, {}, "test"), 0)
+    with pytest.raises(StrategyError, match="holds rows without logits"):
+        learner.begin_task(Task("first", texts("first")), 0)
+    with pytest.raises(StrategyError, match="share one buffer"):
+        Chain([Replay(buffer), DERpp(buffer)])
+
+
+def test_the_own_loss_of_a_row_that_is_matched_does_not_count_even_where_it_is_infinite() -> None:
+    rows = [Example(str(i), "t", x=torch.randn(3), y=torch.tensor([1e200])) for i in range(3)]
+    new = [Example("n", "t", x=torch.randn(3), y=torch.zeros(1))]
+    learner = begun(nn.Linear(3, 1), rows, new, "regression", DERpp(alpha=1.0, beta=0.0))
+    assert learner.step(new).loss < 1e6
+
+
+def test_rows_go_through_the_model_in_bounded_parts() -> None:
+    from perdure.strategies.derpp import _parts
+
+    rows = [Example(str(i), x=torch.zeros(n)) for i, n in enumerate([3000, 1000, 900, 5000, *[10] * 70])]
+    parts = list(_parts(rows))
+    assert [row.key for part in parts for row in part] == [row.key for row in rows]
+    assert all(len(part) == 1 or len(part) * max(len(row.x) for row in part) <= 4096 for part in parts)  # type: ignore
+    assert max(map(len, parts)) == 32
+
+
 def test_a_ring_keeps_the_newest_rows() -> None:
     strategy = DERpp(capacity=2, memory="ring")
     rows = texts("first")

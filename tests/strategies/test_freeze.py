@@ -98,6 +98,12 @@ def test_the_first_task_trains_all_of_it_unless_asked_otherwise() -> None:
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
 
 
+def test_a_share_counts_as_the_decimal_that_was_written() -> None:
+    """0.58 of 50 blocks is 29; as a float it comes to less."""
+    model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(50)))
+    assert len(FreezeBottom(0.58)._bottom(model)) == 29
+
+
 def test_the_longest_stack_is_not_a_mixture_of_experts() -> None:
     """The list that holds most weights counts, not one of many small members inside it."""
 

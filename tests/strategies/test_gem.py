@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from perdure.config import TrainingSettings, validate
 from perdure.errors import StrategyError
-from perdure.strategies import AGEM, EWC, GEM, Chain, gem, project_agem, project_gem
+from perdure.strategies import AGEM, EWC, GEM, Chain, episodic, project_agem, project_gem
 from perdure.strategies.episodic import Episodic
 from perdure.training.learner import Learner
 from perdure.types import Example, Task
@@ -144,6 +144,13 @@ def margin_as_product(g: Tensor, refs: Tensor, margin: float) -> Tensor:
 def test_wrong_projections_are_caught(wrong: Project) -> None:
     with pytest.raises(AssertionError):
         check_all(wrong)
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    """The loop refuses a step by the gradient's norm; a solver's error would hide it."""
+    bad = torch.tensor([[1.0, torch.nan], [2.0, 1.0]])
+    assert project_gem(torch.tensor([-1.0, 0.0]), bad).isnan().any()
+    assert not project_gem(torch.tensor([torch.inf, -1.0]), torch.ones(2, 2)).isfinite().all()
 
 
 def test_with_one_past_task_it_is_agem() -> None:
@@ -413,7 +420,7 @@ def check_doubles(project: Project) -> None:
 
 
 def test_no_double_copy_of_tasks_times_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gem, "COLUMNS", 50)
+    monkeypatch.setattr(episodic, "COLUMNS", 50)
     check_doubles(project_gem)
 
     def in_double(g: Tensor, refs: Tensor, margin: float) -> Tensor:
@@ -431,6 +438,12 @@ def test_memory_between_steps_is_rows_alone() -> None:
     assert {name: len(rows["rows"]) for name, rows in packed.items()} == {"a": 5, "bb": 5}
     held = [t for rows in packed.values() for t in rows["tensors"].values()]
     assert sum(t.nbytes for t in held) == 2 * 5 * (4 * 8 + 8)
+
+
+def test_a_chain_that_would_break_the_bound_is_refused() -> None:
+    for chain in ([GEM(), EWC()], [AGEM(), GEM()], [AGEM(), Chain([EWC()])]):
+        with pytest.raises(StrategyError, match=r"after a?gem has bounded it"):
+            Chain(chain)
 
 
 def test_in_a_chain_it_projects_what_those_before_it_made() -> None:

@@ -255,19 +255,62 @@ def test_a_chain_member_never_shifts_anothers_draws(mlp_world: Any) -> None:
         assert torch.equal(alone.importance[name], behind.importance[name])
 
 
-@pytest.mark.parametrize("at", [2, 5], ids=["first task", "second task"])
-def test_a_step_that_failed_leaves_no_trace(
-    world: Any, make_strategy: Callable[[], Strategy], at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is saved when a loss is not finite is the state before the step, draws included."""
-    learner = world.learner(make_strategy())
-    for done, _ in enumerate(world.train(learner), start=1):
+def check_no_trace(world: Any, learner: Learner, at: int) -> None:
+    """A step on a model that says nan is refused, and the state is that of before it, draws included."""
+    for done, (index, _, _) in enumerate(world.train(learner), start=1):
         if done == at:
+            assert index == (at > 6)
             before = digest(learner.state_dict())
-            with monkeypatch.context() as broken:
-                broken.setattr("perdure.training.learner.math.isfinite", lambda value: False)
-                with pytest.raises(NonFiniteError):
-                    learner.step(world.tasks[1].train[:4])
+            spoilt = learner.model.register_forward_hook(_nan)
+            with pytest.raises(NonFiniteError):
+                learner.step(world.tasks[index].train[:4])
+            spoilt.remove()
             assert digest(learner.state_dict()) == before
+            assert all(p.grad is None for p in learner.model.parameters())
             return
     raise AssertionError("too few steps")
+
+
+def _nan(module: nn.Module, inputs: Any, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output * torch.nan
+    output.logits = output.logits * torch.nan
+    return output
+
+
+@pytest.mark.parametrize("at", [2, 8], ids=["first task", "second task"])
+def test_a_step_that_failed_leaves_no_trace(world: Any, make_strategy: Callable[[], Strategy], at: int) -> None:
+    check_no_trace(world, world.learner(make_strategy()), at)
+
+
+def _forgetful(make: Callable[[], Strategy]) -> Strategy:
+    """The mutant: draws of a step that was not taken are not given back."""
+    strategy = make()
+    strategy.turn_back = lambda bookmark: None  # type: ignore[method-assign]
+    return strategy
+
+
+@pytest.mark.parametrize("name", ["replay", "replay-tokens", "derpp", "agem", "replay+ewc"])
+def test_draws_that_are_not_given_back_are_caught(name: str, mlp_world: Any) -> None:
+    with pytest.raises(AssertionError):
+        check_no_trace(mlp_world, mlp_world.learner(_forgetful(STRATEGIES[name])), 8)
+
+
+def test_an_error_within_a_step_leaves_no_trace(mlp_world: Any) -> None:
+    """Whatever is raised between the draws and the update: here by a strategy's own hook."""
+    learner = mlp_world.learner(STRATEGIES["replay+ewc"]())
+    for done, _ in enumerate(mlp_world.train(learner), start=1):
+        if done == 8:
+            break
+    before = digest(learner.state_dict())
+    gradient = learner.strategy.gradient
+
+    def broken(ctx: Any, batches: Any) -> None:
+        gradient(ctx, batches)
+        raise RuntimeError("out of memory, say")
+
+    learner.strategy.gradient = broken  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        learner.step(mlp_world.tasks[1].train[:4])
+    assert digest(learner.state_dict()) == before
+    assert all(p.grad is None for p in learner.model.parameters())

@@ -277,6 +277,33 @@ def test_holds_one_copy_of_what_is_trained_and_no_base(make_lm: Callable[..., An
     assert sum(t.nbytes for t in strategy.teacher.values()) == sum(p.nbytes for p in trained.values())
 
 
+def test_what_is_trained_only_later_has_a_teacher_too() -> None:
+    """A layer frozen in the first task and trained in the second: the teacher has it as it was when that began."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].requires_grad_(False)
+    rows = [Example(str(i), "t", x=torch.randn(3), y=torch.tensor(i % 2)) for i in range(6)]
+    learner = Learner(model, LwF(1.0, T), "classification", validate(TrainingSettings, {}, "test"), 0)
+    learner.begin_task(Task("first", rows), 0)
+    learner.step(rows)
+    learner.end_task()
+    model[0].requires_grad_(True)
+    teacher = copy.deepcopy(model).eval()
+    learner.begin_task(Task("second", rows), 1)
+    learner.step(rows)
+    batch = learner.collate(rows)
+    output = objectives.forward(model, batch)
+    assert learner.ctx is not None
+    found = learner.strategy.penalty(learner.ctx, batch, output)
+    torch.testing.assert_close(found, 6 * distillation(output.logits, teacher(batch.x), T), rtol=1e-12, atol=0)
+
+
+def test_a_step_without_targets_has_no_term() -> None:
+    model, rows = Tokens(), texts()
+    learner, _ = prepared(model, rows, "causal_lm", LwF(1.0, T))
+    bare = [row.but(y=torch.full_like(row.y, -100)) for row in rows if row.y is not None]
+    assert learner.step(bare).loss == 0.0
+
+
 def test_running_statistics_of_the_teacher_are_its_own() -> None:
     """Batch norm: the student's statistics move on; the teacher keeps those of the first task, and moves none."""
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))

@@ -159,6 +159,29 @@ def test_passing_over_long_rows_is_caught() -> None:
         check_lengths(OnlyWhatFits(0.7, "tokens"))
 
 
+def test_a_loaded_strategy_has_the_buffer_that_was_saved(mlp_world: Any) -> None:
+    """Also into a strategy that was built from a name, without the user's object; and from an older state."""
+    own = Replay(BalancedBuffer(6, seed=4))
+    assert (own.capacity, own.memory) == (6, "balanced")
+    mlp_world.run(mlp_world.learner(own), upto=1)
+    state = own.state_dict()
+    other = Replay()
+    mlp_world.learner(other).begin_task(mlp_world.tasks[0], 0)
+    other.load_state_dict(state)
+    assert isinstance(other.buffer, BalancedBuffer)
+    assert [row.key for row in other.buffer] == [row.key for row in own.buffer or ()]
+    older = {"buffer": None, "new_rows": 7, "owed": 3}
+    other.load_state_dict(older)
+    assert other.state_dict()["counts"] == [[7, 3]]
+
+
+def test_soft_labels_have_no_class_to_balance(mlp_world: Any) -> None:
+    learner = mlp_world.learner(Replay(memory="class-balanced"))
+    rows = tuple(row.but(y=torch.tensor([0.2, 0.8, 0.0])) for row in mlp_world.tasks[0].train)
+    with pytest.raises(StrategyError, match="replay: "):
+        learner.begin_task(type(mlp_world.tasks[0])("soft", rows), 0)
+
+
 def test_a_class_balanced_memory_is_refused_for_a_regression() -> None:
     for strategy in (Replay(memory="class-balanced"), Replay(BalancedBuffer(5, by="class"))):
         with pytest.raises(StrategyError, match="needs classes, and a regression has none"):

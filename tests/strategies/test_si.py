@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perdure.config import TrainingSettings, validate
 from perdure.errors import StrategyError
-from perdure.strategies import EWC, SI, Chain, Strategy
+from perdure.strategies import EWC, SI, Chain, LwF, Strategy
 from perdure.training.learner import Learner
 from perdure.types import Example, Task
 
@@ -124,6 +124,36 @@ def test_what_others_add_to_the_gradient_does_not_count(order: tuple[str, str]) 
         omega += max(0.0, path) / ((w - start) ** 2 + XI)
         fisher, anchor = ((w * x - y) * x) ** 2, w
     assert float(members["si"].importance["weight"]) == pytest.approx(omega, abs=1e-12)  # type: ignore[attr-defined]
+
+
+class PlainObserver(SI):
+    """Wrong: penalties that go through autograd count."""
+
+    wants_task_gradient = False
+
+
+def check_beside_lwf(make: Callable[..., SI]) -> None:
+    """LwF's term ½λ(wx − w_t x)² goes through autograd: the steps have its gradient, the path has not."""
+    si = make(strength=0.0, damping=XI)
+    train(Chain([si, LwF(strength=STRENGTH)]))
+    w, omega, teacher = 0.5, 0.0, None
+    for x, y in ((1.0, 2.0), (2.0, -1.0)):
+        path, start = 0.0, w
+        for _ in range(3):
+            g = (w * x - y) * x
+            pull = 0.0 if teacher is None else STRENGTH * (w - teacher) * x * x
+            step = -LR * (g + pull)
+            path -= g * step
+            w += step
+        omega += max(0.0, path) / ((w - start) ** 2 + XI)
+        teacher = w
+    assert float(si.importance["weight"]) == pytest.approx(omega, abs=1e-12)
+
+
+def test_a_penalty_that_goes_through_autograd_does_not_count() -> None:
+    check_beside_lwf(SI)
+    with pytest.raises(AssertionError):
+        check_beside_lwf(PlainObserver)
 
 
 class WithPenalty(SI):

@@ -125,18 +125,27 @@ class NoScaling(EWC):
         super().push(model, {name: pull / 3.0 for name, pull in pulls.items()})
 
 
-class Transposed(EWC):
-    """Wrong: the factors' roles in the chain rule are changed over."""
+class OneFactor(EWC):
+    """Wrong: the pull reaches B alone, as if A were a constant."""
 
     def push(self, model: nn.Module, pulls: Any) -> None:
-        layers = weight_space.layers(model)
+        super().push(model, pulls)
+        for layer in weight_space.layers(model).values():
+            layer.lora_A["default"].weight.grad.zero_()
+
+
+class OnTheFactors(EWC):
+    """Wrong: the pull on ΔW is projected onto the factors by least squares instead of the chain rule."""
+
+    def push(self, model: nn.Module, pulls: Any) -> None:
         for name, pull in pulls.items():
-            a, b = layers[name].lora_A["default"].weight, layers[name].lora_B["default"].weight
-            a.grad = 9.0 * (b.T @ pull) if a.grad is None else a.grad
-            b.grad = 9.0 * (pull @ a.T) / 3.0 if b.grad is None else b.grad
+            layer = weight_space.layers(model)[name]
+            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            a.grad = STRENGTH * (torch.linalg.pinv(b.detach()) @ pull)
+            b.grad = STRENGTH * (pull @ torch.linalg.pinv(a.detach()))
 
 
-@pytest.mark.parametrize("mutant", [NoScaling, Transposed])
+@pytest.mark.parametrize("mutant", [NoScaling, OneFactor, OnTheFactors])
 def test_wrong_chain_rules_are_caught(tuned: tuple[Any, list[Example]], mutant: type[EWC]) -> None:
     with pytest.raises(AssertionError):
         check_pull(tuned, lambda: mutant(STRENGTH, space="weight"))
@@ -204,6 +213,28 @@ def test_several_tasks_add_up_exactly(tuned: tuple[Any, list[Example]]) -> None:
     for p, g in zip(trained, torch.autograd.grad(penalty, trained), strict=True):
         torch.testing.assert_close(p.grad, g, rtol=0, atol=1e-11)
     assert learner._logged["penalty"] == pytest.approx(float(penalty.detach()), rel=1e-11)
+
+
+def test_a_frozen_factor_gets_no_pull(tuned: tuple[Any, list[Example]]) -> None:
+    model, rows = tuned
+    for name, p in model.named_parameters():
+        if "lora_A" in name:
+            p.requires_grad_(False)
+    learnt(model, rows, EWC(STRENGTH, space="weight")).step(rows)
+    learner = learnt(model, rows, EWC(STRENGTH, space="weight"))
+    learner.strategy.gradient(learner.ctx, [])  # type: ignore[arg-type]
+    grads = {name: p.grad for name, p in model.named_parameters() if "lora_" in name}
+    assert all((grad is None) == ("lora_A" in name) for name, grad in grads.items())
+
+
+def test_a_weight_shared_by_layers_is_refused(make_lm: Callable[..., Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = make_lm("llama")
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(StrategyError, match="lm_head is shared with another layer"):
+        Learner(model, EWC(space="weight"), "causal_lm", validate(TrainingSettings, {}, "test"), 0)
 
 
 def test_models_without_lora_are_refused(make_lm: Callable[..., Any]) -> None:

@@ -164,7 +164,7 @@ def test_all_mistakes_are_told_together() -> None:
         ("'strenght'", "Did you mean 'strength'?"),
         ("ewc.fisher", "'exact'"),
         ("'ewcc'", "Did you mean 'ewc'?"),
-        ("replay.capacity", "'x'"),
+        ("replay: capacity", "'x'"),
     ):
         assert re.search(".*".join(map(re.escape, (setting, *words))), text), (setting, text)
 
