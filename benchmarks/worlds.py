@@ -55,7 +55,7 @@ EWC = _by_world("ewc.strength", 600.0, 10.0, 300.0)
 SI = _by_world("si.strength", 3e3, 10.0, 100.0)
 MAS = _by_world("mas.strength", 1.5e-4, 0.1, 0.3)
 LWF = _by_world("lwf.strength", 0.03, 30.0, 3.0)
-DER = _by_world("derpp.alpha", 0.01, 0.5, 0.3)
+DER = _by_world("derpp.alpha", 0.001, 0.5, 0.1)
 POWERS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]
 
 # One row a strategy. Strengths have no scale of their own: they come from `--tune`, world by world.
@@ -90,7 +90,7 @@ TABLE: dict[str, Row] = {
         EWC,
         {
             "minilm-frozen": {"ewc.strength": POWERS},
-            "minilm-lora": {"ewc.strength": [30.0, 300.0, 3e3, 3e4]},
+            "minilm-lora": {"ewc.strength": [30.0, 300.0, 1e3, 3e3, 3e4]},
             "arena": {"ewc.strength": [100.0, 300.0, 600.0, 800.0]},
         },
     ),
@@ -98,7 +98,7 @@ TABLE: dict[str, Row] = {
         "ewc",
         "weights",
         {"*": {"ewc.space": "weight"}, "minilm-lora": {"ewc.strength": 100.0}},
-        {"*": {"ewc.strength": [30.0, 300.0, 3e3, 3e4]}},
+        {"*": {"ewc.strength": [30.0, 300.0, 2e3, 3e3, 3e4]}},
         worlds=("minilm-lora",),
     ),
     "si": Row(
@@ -116,8 +116,8 @@ TABLE: dict[str, Row] = {
         "weights",
         MAS,
         {
-            "minilm-frozen": {"mas.strength": [0.01, 0.03, 0.1, 0.3]},
-            "minilm-lora": {"mas.strength": [0.03, 0.3, 3.0, 30.0]},
+            "minilm-frozen": {"mas.strength": [0.01, 0.03, 0.05, 0.1, 0.3]},
+            "minilm-lora": {"mas.strength": [0.01, 0.03, 0.1, 0.3, 3.0]},
             "arena": {"mas.strength": [5e-5, 1e-4, 1.5e-4, 2e-4, 3e-4]},
         },
     ),
