@@ -51,11 +51,11 @@ def _chain(build: str, *settings: Mapping[str, Mapping[str, Any]], worlds: tuple
 
 
 TWO, FIVE = {"replay.capacity": "2%"}, {"replay.capacity": "5%"}
-EWC = _by_world("ewc.strength", 600.0, 10.0, 300.0)
+EWC = _by_world("ewc.strength", 600.0, 10.0, 1e3)
 SI = _by_world("si.strength", 3e3, 10.0, 100.0)
-MAS = _by_world("mas.strength", 1.5e-4, 0.1, 0.3)
+MAS = _by_world("mas.strength", 1.5e-4, 0.1, 0.03)
 LWF = _by_world("lwf.strength", 0.03, 30.0, 3.0)
-DER = _by_world("derpp.alpha", 0.001, 0.5, 0.1)
+DER = _by_world("derpp.alpha", 0.001, 1.0, 0.1)
 POWERS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]
 
 # One row a strategy. Strengths have no scale of their own: they come from `--tune`, world by world.
@@ -74,7 +74,16 @@ TABLE: dict[str, Row] = {
         "derpp",
         "rehearsal",
         {"*": {"derpp.capacity": "2%", "derpp.beta": 1.0}, **DER},
-        {"*": {"derpp.alpha": [0.1, 0.3, 1.0]}, "arena": {"derpp.alpha": [0.001, 0.003, 0.01, 0.05, 0.2]}},
+        {
+            "*": {"derpp.alpha": [0.1, 0.3, 1.0, 3.0, 10.0]},
+            "arena": {"derpp.alpha": [0.001, 0.003, 0.01, 0.05, 0.2]},
+        },
+    ),
+    "derpp-2%-classes": Row(
+        "derpp",
+        "rehearsal",
+        {"*": {"derpp.capacity": "2%", "derpp.beta": 1.0, "derpp.memory": "class-balanced"}, **DER},
+        worlds=MINILM,
     ),
     "derpp-5%": Row(
         "derpp",
@@ -97,7 +106,7 @@ TABLE: dict[str, Row] = {
     "ewc-weight": Row(
         "ewc",
         "weights",
-        {"*": {"ewc.space": "weight"}, "minilm-lora": {"ewc.strength": 100.0}},
+        {"*": {"ewc.space": "weight"}, "minilm-lora": {"ewc.strength": 2e3}},
         {"*": {"ewc.strength": [30.0, 300.0, 2e3, 3e3, 3e4]}},
         worlds=("minilm-lora",),
     ),

@@ -172,6 +172,14 @@ def _seeded() -> None:
 
 
 @pytest.fixture
+def float64() -> Iterator[None]:
+    """Double precision, for comparison with closed forms."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def mlp_world() -> World:
     return WORLDS["mlp"]
 

@@ -25,12 +25,7 @@ from perdure.types import Example, Task
 Project = Callable[[Tensor, Tensor, float], Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def conflicts() -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,13 +17,7 @@ from perdure.strategies.mas import squared_norm
 from perdure.training.learner import Learner
 from perdure.types import Example, Task
 
-
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def importance(model: nn.Module, rows: list[Example], make: Callable[[], MAS], objective: str) -> dict[str, Tensor]:
