@@ -103,6 +103,13 @@ TABLE: dict[str, Row] = {
             "arena": {"ewc.strength": [100.0, 300.0, 600.0, 800.0]},
         },
     ),
+    "ewc-online": Row(
+        "ewc",
+        "weights",
+        {"*": {"ewc.decay": 0.5}, **EWC},
+        {"*": {"ewc.strength": [10.0, 30.0, 100.0, 300.0, 1e3]}, "arena": {"ewc.strength": [600.0]}},
+        worlds=("minilm-frozen",),
+    ),
     "ewc-weight": Row(
         "ewc",
         "weights",
@@ -145,6 +152,7 @@ TABLE: dict[str, Row] = {
     "replay-5%+lwf": _chain("replay+lwf", {"*": FIVE}, LWF),
     "freeze-bottom+si": _chain("freeze-bottom+si", SI, worlds=("arena", "minilm-lora")),
     "lwf+si": _chain("lwf+si", LWF, SI),
+    "lwf+mas": _chain("lwf+mas", LWF, MAS),
 }
 FAMILIES = ("baseline", "rehearsal", "weights", "gradients", "outputs", "freezing", "chains")
 

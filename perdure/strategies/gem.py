@@ -69,10 +69,10 @@ def project_gem(gradient: Tensor, references: Tensor, margin: float = 0.0) -> Te
         g + Gᵀv [P], in the gradient's type.
     """
     gram, found = products(gradient, references)
-    if not len(references) or bool((found >= 0).all()):
-        return gradient
     if not (gram.isfinite().all() and found.isfinite().all()):
         return gradient + torch.nan  # whoever looks at the gradient's norm finds out
+    if bool((found >= 0).all()):
+        return gradient
     dual = _solve(gram, found, margin).to(gradient.device, gradient.dtype)
     return gradient + dual @ references.to(gradient.dtype)
 
