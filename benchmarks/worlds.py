@@ -66,9 +66,11 @@ TABLE: dict[str, Row] = {
     "replay-2%": Row("replay", "rehearsal", {"*": TWO}),
     "replay-5%": Row("replay", "rehearsal", {"*": FIVE}),
     "replay-balanced": Row("replay", "rehearsal", {"*": {**FIVE, "replay.memory": "balanced"}}),
-    "replay-ring": Row("replay", "rehearsal", {"*": {**FIVE, "replay.memory": "ring"}}),
+    "replay-ring": Row(
+        "replay", "rehearsal", {"*": {**FIVE, "replay.memory": "ring"}}, worlds=("arena", "minilm-frozen")
+    ),
     "replay-class-balanced": Row(
-        "replay", "rehearsal", {"*": {**FIVE, "replay.memory": "class-balanced"}}, worlds=MINILM
+        "replay", "rehearsal", {"*": {**FIVE, "replay.memory": "class-balanced"}}, worlds=("minilm-frozen",)
     ),
     "derpp-2%": Row(
         "derpp",
@@ -83,7 +85,7 @@ TABLE: dict[str, Row] = {
         "derpp",
         "rehearsal",
         {"*": {"derpp.capacity": "2%", "derpp.beta": 1.0, "derpp.memory": "class-balanced"}, **DER},
-        worlds=MINILM,
+        worlds=("minilm-frozen",),
     ),
     "derpp-5%": Row(
         "derpp",
@@ -106,9 +108,12 @@ TABLE: dict[str, Row] = {
     "ewc-online": Row(
         "ewc",
         "weights",
-        {"*": {"ewc.decay": 0.5}, **EWC},
-        {"*": {"ewc.strength": [10.0, 30.0, 100.0, 300.0, 1e3]}, "arena": {"ewc.strength": [600.0]}},
-        worlds=("minilm-frozen",),
+        {"*": {"ewc.decay": 0.5}, **_by_world("ewc.strength", 600.0, 1e3, 3e3)},
+        {
+            "minilm-frozen": {"ewc.strength": [10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4]},
+            "minilm-lora": {"ewc.strength": [1e3, 3e3, 1e4]},
+            "arena": {"ewc.strength": [600.0, 1e3, 2e3]},
+        },
     ),
     "ewc-weight": Row(
         "ewc",
@@ -149,10 +154,10 @@ TABLE: dict[str, Row] = {
     "freeze-bottom": Row("freeze-bottom", "freezing", worlds=("arena", "minilm-lora")),
     # Chains take the strengths of their members.
     "replay-5%+ewc": _chain("replay+ewc", {"*": FIVE}, EWC),
-    "replay-5%+lwf": _chain("replay+lwf", {"*": FIVE}, LWF),
-    "freeze-bottom+si": _chain("freeze-bottom+si", SI, worlds=("arena", "minilm-lora")),
-    "lwf+si": _chain("lwf+si", LWF, SI),
-    "lwf+mas": _chain("lwf+mas", LWF, MAS),
+    "replay-5%+lwf": _chain("replay+lwf", {"*": FIVE}, LWF, worlds=("minilm-frozen",)),
+    "freeze-bottom+si": _chain("freeze-bottom+si", SI, worlds=("arena",)),
+    "lwf+si": _chain("lwf+si", LWF, SI, worlds=("minilm-frozen",)),
+    "lwf+mas": _chain("lwf+mas", LWF, MAS, worlds=("minilm-frozen",)),
 }
 FAMILIES = ("baseline", "rehearsal", "weights", "gradients", "outputs", "freezing", "chains")
 
