@@ -39,8 +39,8 @@ def parse_size(capacity: int | str) -> tuple[int, Unit]:
         found = _SIZE.fullmatch(capacity.strip()) if isinstance(capacity, str) else None
         if found is None or found[2].lower() not in _UNITS:
             raise ConfigError(
-                "capacity must be a whole number of rows such as 1000, or a size such as '64KB', '2 MB', '1MiB' "
-                f"or '500B', got {capacity!r}"
+                "capacity must be a whole number of rows such as 1000, or a size such as '64KB', '2 MB' or '1MiB' "
+                f"(in a run also a share of the rows such as '5%'), got {capacity!r}"
             )
         limit, unit = int(Fraction(found[1]) * _UNITS[found[2].lower()]), "bytes"
     if limit < 1:

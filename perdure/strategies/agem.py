@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from perdure.errors import StrategyError
 from perdure.order import priority
 from perdure.strategies.episodic import Episodic, gradient_vector, products, put_gradient
+from perdure.strategies.settings import whole
 from perdure.types import Batch, Context
 
 
@@ -35,9 +35,7 @@ class AGEM(Episodic):
 
     def __init__(self, per_task: int = 64, sample: int = 32) -> None:
         super().__init__(per_task)
-        if sample < 1:
-            raise StrategyError(f"agem: sample must be at least 1 row, got {sample}")
-        self.sample = sample
+        self.sample = whole("agem", "sample", sample, "rows")
         self._draws = 0
 
     def gradient(self, ctx: Context, batches: Sequence[Batch]) -> None:

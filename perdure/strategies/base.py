@@ -5,12 +5,14 @@ A strategy returns values. It sees neither the trainer nor the optimizer, and ne
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from perdure.errors import StrategyError
 from perdure.models import objectives
 from perdure.types import Batch, Context, Example, Objective, Output, Phase, Task
 
@@ -43,10 +45,28 @@ class Strategy:
     wants_task_ids: bool = False
     wants_task_gradient: bool = False
     bounds_gradient: bool = False
+    _claimed: bool = False
     weights: Mapping[str, float] = MappingProxyType({})
 
     def check(self, model: nn.Module, objective: Objective) -> None:
         """Before any training: StrategyError where the method makes no sense for the model or the objective."""
+
+    def claim(self) -> None:
+        """Begin to serve a training; what it holds belongs to that one.
+
+        Raises:
+            StrategyError: it served another.
+        """
+        if self._claimed:
+            raise StrategyError(
+                f"{self.name or type(self).__name__}: this object has served another training, whose memory "
+                "or anchors it may still hold; make a new one for each"
+            )
+        self._claimed = True
+
+    def __repr__(self) -> str:
+        known = [name for name in inspect.signature(type(self).__init__).parameters if hasattr(self, name)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in known)})"
 
     def prepare(self, ctx: Context) -> None:
         """Before a task: grow, snapshot, freeze. The shape of what it makes may depend on config and index only."""

@@ -51,12 +51,23 @@ class Chain(Strategy):
     def _refuse_broken_bounds(self) -> None:
         bounded = ""
         for strategy in self.strategies:
+            if bounded and strategy.bounds_gradient:
+                raise StrategyError(
+                    f"chain: {bounded} and {strategy.name} both bound the gradient, and the second would undo the "
+                    "first; take one of them"
+                )
             if bounded and type(strategy).gradient is not Strategy.gradient:
                 raise StrategyError(
                     f"chain: {strategy.name} changes the gradient after {bounded} has bounded it, so the bound "
                     f"would not hold; put {bounded} last"
                 )
             bounded = strategy.name if strategy.bounds_gradient else bounded
+
+    def claim(self) -> None:
+        """Every member's."""
+        super().claim()
+        for strategy in self.strategies:
+            strategy.claim()
 
     def _owner(self, hook: str) -> Strategy:
         owners = [s for s in self.strategies if getattr(type(s), hook) is not getattr(Strategy, hook)]

@@ -13,6 +13,7 @@ from perdure.errors import StrategyError
 from perdure.memory import Buffer
 from perdure.models.objectives import answers
 from perdure.strategies.rehearsal import Memory, Rehearsal, Unit
+from perdure.strategies.settings import number, whole
 from perdure.strategies.swap import forward_with
 from perdure.types import Batch, Context, Example, Output
 
@@ -58,14 +59,11 @@ class DERpp(Rehearsal):
         unit: Unit = "examples",
     ) -> None:
         super().__init__(buffer, ratio, capacity, memory, unit, quotas=2)
-        for name, value in (("alpha", alpha), ("beta", beta)):
-            if not 0 <= value < float("inf"):
-                raise StrategyError(f"derpp: {name} must be a finite number of at least 0, got {value}")
-        if top_k < 1:
-            raise StrategyError(f"derpp: top_k must be at least 1, got {top_k}")
-        self.alpha = alpha
-        self.beta = beta
-        self.top_k = top_k
+        self.alpha = number("derpp", "alpha", alpha)
+        self.beta = number("derpp", "beta", beta)
+        if self.alpha == self.beta == 0:
+            raise StrategyError("derpp: with alpha 0 and beta 0 nothing is replayed; set one of them above 0")
+        self.top_k = whole("derpp", "top_k", top_k, "logits")
         # Rows of x₁ are in the step for their logits alone, so that their own loss has no weight.
         self.weights = MappingProxyType({"derpp-logits": 0.0, "derpp-rows": beta})
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perdure.errors import StrategyError
 from perdure.memory.pack import pack, unpack
 from perdure.models.objectives import count_targets
 from perdure.order import take
 from perdure.strategies.base import Strategy
+from perdure.strategies.settings import whole
 from perdure.types import Batch, Context, Example
 
 
@@ -29,9 +29,7 @@ class Episodic(Strategy):
     bounds_gradient = True
 
     def __init__(self, per_task: int) -> None:
-        if per_task < 1:
-            raise StrategyError(f"{self.name}: per_task must be at least 1 row, got {per_task}")
-        self.per_task = per_task
+        self.per_task = whole(self.name, "per_task", per_task, "rows")
         self.rows: dict[str, list[Example]] = {}
 
     def after_task(self, ctx: Context) -> None:

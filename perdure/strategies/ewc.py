@@ -13,6 +13,7 @@ from perdure.order import take
 from perdure.strategies import weight_space
 from perdure.strategies.fisher import per_example_gradients
 from perdure.strategies.quadratic import QuadraticPull
+from perdure.strategies.settings import whole
 from perdure.types import IGNORE, Batch, Context, Objective
 
 
@@ -55,12 +56,12 @@ class EWC(QuadraticPull):
         space: Literal["parameter", "weight"] = "parameter",
     ) -> None:
         super().__init__(strength)
-        if not 0 < decay <= 1:
+        if not isinstance(decay, int | float) or not 0 < decay <= 1:
             raise StrategyError(f"ewc: decay must be above 0 and at most 1, got {decay}")
         if fisher not in ("empirical", "true"):
             raise StrategyError(f'ewc: fisher must be "empirical" or "true", got {fisher!r}')
-        if samples is not None and samples < 1:
-            raise StrategyError(f"ewc: samples must be at least 1 (or None for all rows), got {samples}")
+        if samples is not None:
+            whole("ewc", "samples", samples, "rows (or None for all)")
         self.decay = decay
         self.fisher = fisher
         if space not in ("parameter", "weight"):

@@ -10,6 +10,7 @@ from torch import nn
 
 from perdure.errors import StrategyError
 from perdure.strategies.base import Strategy
+from perdure.strategies.settings import whole
 from perdure.types import Context, Example, Objective
 
 
@@ -35,14 +36,12 @@ class FreezeBottom(Strategy):
     source: ClassVar[str] = "Zheng et al. 2025 (arXiv:2501.13453)"
 
     def __init__(self, layers: float = 0.5, start: int = 1) -> None:
-        if not 0 < layers < float("inf") or (layers >= 1 and layers != int(layers)):
+        if isinstance(layers, bool) or not 0 < layers < float("inf") or (layers >= 1 and layers != int(layers)):
             raise StrategyError(
                 f"freeze-bottom: layers must be a whole number of blocks or a share between 0 and 1, got {layers}"
             )
-        if start < 0:
-            raise StrategyError(f"freeze-bottom: start must be a task's number from 0, got {start}")
         self.layers = layers
-        self.start = start
+        self.start = whole("freeze-bottom", "start", start, least=0)
         self._frozen: list[nn.Module] = []
 
     def check(self, model: nn.Module, objective: Objective) -> None:
@@ -56,8 +55,8 @@ class FreezeBottom(Strategy):
             )
         if own and all(parameter in bottom for parameter in own):
             raise StrategyError(
-                f"freeze-bottom: with layers {self.layers:g} nothing would be left to train; a soft prompt is an "
-                "embedding, and those are frozen"
+                f"freeze-bottom: with layers {self.layers:g} nothing would be left to train (a soft prompt is "
+                "an embedding, and those are frozen); tune all weights or LoRA, or choose another strategy"
             )
 
     def prepare(self, ctx: Context) -> None:
@@ -80,9 +79,13 @@ class FreezeBottom(Strategy):
         # As a float, 0.58 of 50 blocks is less than 29.
         count = int(self.layers if self.layers >= 1 else Fraction(repr(self.layers)) * len(blocks))
         if not 0 < count < len(blocks):
-            found = f"has {len(blocks)} blocks with weights" if blocks else "has no stack of blocks"
+            if not blocks:
+                raise StrategyError(
+                    "freeze-bottom: the model has no stack of blocks (an nn.ModuleList or nn.Sequential), so no "
+                    "bottom to freeze; choose another strategy"
+                )
             raise StrategyError(
-                f"freeze-bottom: the model {found} (in an nn.ModuleList or nn.Sequential), so that layers "
+                f"freeze-bottom: the model has {len(blocks)} blocks with weights, so that layers "
                 f"{self.layers:g} would freeze {'none' if count < 1 else 'all'} of them; give another number"
             )
         inside = {module for block in blocks for module in block.modules()}

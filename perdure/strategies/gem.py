@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from perdure.errors import StrategyError
 from perdure.strategies.episodic import Episodic, gradient_vector, products, put_gradient
+from perdure.strategies.settings import number
 from perdure.types import Batch, Context
 
 
@@ -35,9 +35,7 @@ class GEM(Episodic):
 
     def __init__(self, per_task: int = 64, margin: float = 0.0) -> None:
         super().__init__(per_task)
-        if not 0 <= margin < float("inf"):
-            raise StrategyError(f"gem: margin must be a finite number of at least 0, got {margin}")
-        self.margin = margin
+        self.margin = number("gem", "margin", margin)
 
     def gradient(self, ctx: Context, batches: Sequence[Batch]) -> None:
         """Project the gradient."""

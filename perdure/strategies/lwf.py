@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perdure.errors import StrategyError
 from perdure.models.adapters import moving
 from perdure.models.objectives import answers
 from perdure.strategies.base import Strategy
+from perdure.strategies.settings import number
 from perdure.strategies.swap import forward_with
 from perdure.types import Batch, Context, Output
 
@@ -45,12 +45,8 @@ class LwF(Strategy):
     source: ClassVar[str] = "Li & Hoiem 2016 (arXiv:1606.09282)"
 
     def __init__(self, strength: float = 1.0, temperature: float = 2.0) -> None:
-        if not 0 <= strength < float("inf"):
-            raise StrategyError(f"lwf: strength must be a finite number of at least 0, got {strength}")
-        if not 0 < temperature < float("inf"):
-            raise StrategyError(f"lwf: temperature must be a finite number above 0, got {temperature}")
-        self.strength = strength
-        self.temperature = temperature
+        self.strength = number("lwf", "strength", strength)
+        self.temperature = number("lwf", "temperature", temperature, above=True)
         self.teacher: dict[str, Tensor] = {}
         self.classes: list[int] | None = None
 

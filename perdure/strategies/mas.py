@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from perdure.errors import StrategyError
 from perdure.order import take
 from perdure.strategies.fisher import per_example_gradients
 from perdure.strategies.quadratic import QuadraticPull
+from perdure.strategies.settings import whole
 from perdure.types import IGNORE, Batch, Context, Objective, Output
 
 
@@ -37,8 +37,8 @@ class MAS(QuadraticPull):
 
     def __init__(self, strength: float = 1.0, samples: int | None = None) -> None:
         super().__init__(strength)
-        if samples is not None and samples < 1:
-            raise StrategyError(f"mas: samples must be at least 1 (or None for all rows), got {samples}")
+        if samples is not None:
+            whole("mas", "samples", samples, "rows (or None for all)")
         self.samples = samples
 
     def after_task(self, ctx: Context) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perdure.errors import StrategyError
 from perdure.strategies.base import Strategy
+from perdure.strategies.settings import number
 from perdure.types import Context
 
 
@@ -23,9 +23,7 @@ class QuadraticPull(Strategy):
     """
 
     def __init__(self, strength: float) -> None:
-        if not 0 <= strength < float("inf"):
-            raise StrategyError(f"{self.name}: strength must be a finite number of at least 0, got {strength}")
-        self.strength = strength
+        self.strength = number(self.name, "strength", strength)
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
         self._offset = 0.0  # Σ over tasks of the quadratics' value at the common anchor, for the logged loss

@@ -11,6 +11,7 @@ from torch import nn
 from perdure.errors import ConfigError, StrategyError
 from perdure.memory import Buffer, ReservoirBuffer, load_buffer, make_buffer
 from perdure.memory.groups import class_of
+from perdure.memory.size import nbytes
 from perdure.models.objectives import count_targets
 from perdure.strategies.base import Strategy
 from perdure.types import TASK, Context, Example, Objective
@@ -131,11 +132,21 @@ class Rehearsal(Strategy):
             self.buffer = make_buffer(self.memory, self.capacity, ctx.seed)
         for quota in self._quotas:
             quota.restore((0, 0))
+        self._refuse_what_holds_nothing(self.buffer, ctx.task.train)
         if getattr(self.buffer, "by", None) == "class" and ctx.task.train:
             try:
                 class_of(ctx.task.train[0])
             except ConfigError as error:  # now, and not when the task has been trained
                 raise StrategyError(f"{self.name}: {error}") from error
+
+    def _refuse_what_holds_nothing(self, buffer: Buffer, rows: Sequence[Example]) -> None:
+        if isinstance(buffer.capacity, str) and rows:
+            smallest = min(map(nbytes, rows))
+            if smallest > buffer.limit:
+                raise StrategyError(
+                    f"{self.name}: a memory of {buffer.capacity} holds no row of task {rows[0].task!r}, of which "
+                    f"the smallest takes {smallest:,} bytes; give a larger capacity"
+                )
 
     def draw(self, ctx: Context, examples: Sequence[Example], quota: int = 0) -> list[Example]:
         """Kept rows for a step with these rows; none before there are any."""

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from perdure.errors import StrategyError
 from perdure.strategies.quadratic import QuadraticPull
+from perdure.strategies.settings import number
 from perdure.types import Context
 
 
@@ -37,9 +37,7 @@ class SI(QuadraticPull):
 
     def __init__(self, strength: float = 1.0, damping: float = 0.1) -> None:
         super().__init__(strength)
-        if not 0 < damping < float("inf"):
-            raise StrategyError(f"si: damping must be a finite number above 0, got {damping}")
-        self.damping = damping
+        self.damping = number("si", "damping", damping, above=True)
         self.path: dict[str, Tensor] = {}  # ω of the present task
         self._start: dict[str, Tensor] = {}  # where a weight's first task began; later ones begin at θ*
         self._before: dict[str, tuple[Tensor, Tensor]] = {}  # gradient and weight of the step under way

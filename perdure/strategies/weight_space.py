@@ -27,21 +27,21 @@ def check(model: nn.Module) -> None:
     found = layers(model)
     if not found:
         raise StrategyError(
-            'space "weight": the model has no LoRA adapter, and without one the parameters are the weights; use '
-            'space "parameter", or tune with LoRA'
+            'ewc: space "weight": the model has no LoRA adapter, and without one the parameters are the weights; '
+            'use space "parameter", or tune with LoRA (--tuning lora)'
         )
     own = {name for name, _ in model.named_parameters()}
     for name, layer in found.items():
         if name not in own:
             raise StrategyError(
-                f'space "weight": the weight of {name.removesuffix(WEIGHT)} is shared with another layer; use '
+                f'ewc: space "weight": the weight of {name.removesuffix(WEIGHT)} is shared with another layer; use '
                 'space "parameter", or leave that layer without an adapter'
             )
         plain = len(layer.lora_A) and all(isinstance(factor, nn.Linear) for factor in layer.lora_A.values())
         if not plain or any(layer.use_dora.values()) or getattr(layer, "lora_variant", None):
             raise StrategyError(
-                f'space "weight": the adapter on {name.removesuffix(WEIGHT)} is no plain LoRA of a linear layer; '
-                'use space "parameter"'
+                f'ewc: space "weight": the adapter on {name.removesuffix(WEIGHT)} is no plain LoRA of a linear '
+                'layer; use space "parameter"'
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -28,8 +28,8 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """A StopRequest that the first SIGINT or SIGTERM sets; a second one stops at once.
+def stop_on_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
+    """A StopRequest that the first SIGINT or SIGTERM sets, with a word to `say`; a second one stops at once.
 
     Outside the main thread, where handlers cannot be set, the request is never set.
     """
@@ -42,6 +42,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
+        say("stopping after this step; once more to stop at once")
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, handle) for number in signals}

@@ -75,6 +75,7 @@ class Learner:
         self.objective = check_objective(objective)
         self.settings = settings
         self.strategy = strategy
+        strategy.claim()
         strategy.check(model, self.objective)
         self.seed = seed
         self.accelerator = _accelerator(settings)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from perdure.errors import ConfigError, unknown_name
 from perdure.strategies.base import Strategy
-from perdure.strategies.build import STRATEGIES, build
+from perdure.strategies.build import STRATEGIES, build, settings_of
 from perdure.streams import spec
 from perdure.training.settings import RunSettings
 from perdure.types import Example, Task
@@ -223,10 +223,38 @@ def check_strategy(settings: RunSettings, name: str) -> None:
             raise ConfigError(unknown_name("strategy", part, known) + " Several are joined by +.")
         if part in STREAM_MODES:
             raise ConfigError(f"strategy {name!r}: {part} stands alone: it is a way to arrange the tasks")
+    asked = [
+        key for key, values in settings.continual_strategy.items() if values.get("enabled") and key not in parts
+    ]
+    if asked:
+        raise ConfigError(
+            f"continual_strategy.{asked[0]}.enabled: a run takes its strategies by name; say strategy: "
+            f"{'+'.join(asked)}, or --strategy {'+'.join(asked)}"
+        )
     # Settings of strategies that this run does not use are checked too, or a misspelt one would go unnoticed.
     for key in dict.fromkeys([*parts, *settings.continual_strategy]):
         build(key, with_capacity(settings.continual_strategy, 100))
     build(name, with_capacity(settings.continual_strategy, 100))
+
+
+def notes_on_strategy(settings: RunSettings) -> list[str]:
+    """What a user may have overlooked in choosing a strategy and its settings."""
+    given = settings.continual_strategy
+    parts = [part.strip() for part in settings.strategy.split("+")]
+    if "strategy" not in settings.model_fields_set and given:
+        return [
+            f"no strategy was chosen, so this is naive; there are settings for {', '.join(given)}: --strategy NAME"
+        ]
+    notes = []
+    for part in parts:
+        for scale in ("strength", "alpha"):
+            known = settings_of(part) if part in STRATEGIES else {}
+            if scale in known and not {scale, "lambda"} & given.get(part, {}).keys():
+                notes.append(
+                    f"{part}.{scale} is left at {known[scale].default:g}; it has no scale of its own and may do "
+                    "nothing, or stop all learning: docs/strategies/index.md says where to start"
+                )
+    return notes
 
 
 def with_capacity(settings: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
 from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit, total_steps
 from perdure.training.measure import Measure
-from perdure.training.plan import PROBE, Plan, changed_settings, machine, versions
+from perdure.training.plan import PROBE, Plan, changed_settings, machine, notes_on_strategy, versions
 from perdure.training.results import main_metric, new_matrix, write_results, write_scores
 from perdure.types import TASK, Example, Task
 
@@ -95,7 +95,7 @@ class Run:
             NonFiniteError: the loss or gradient was; the state before the step is saved.
             StorageError: the disk refused a write.
         """
-        with stop_on_signals() as stop:
+        with stop_on_signals(self.display.say) as stop:
             try:
                 return self._execute(stop)
             except StorageError as error:
@@ -458,6 +458,8 @@ class Run:
             f"{settings.strategy} on {settings.model} ({settings.tuning}): {trainable:,} of {total:,} parameters "
             f"trainable ({trainable / total:.2%}); training rows: {rows}; held-out rows: {held}"
         )
+        for note in notes_on_strategy(settings):
+            self.display.say(f"note: {note}")
         for task in plan.data["tasks"]:
             for note in task["notes"]:
                 self.display.say(f"note: {note}")

@@ -18,7 +18,7 @@ from perdure.evaluation.score import HIGHER_IS_BETTER, MAIN
 from perdure.memory.pack import pack, unpack
 from perdure.models.adapters import count_parameters, moving
 from perdure.strategies.base import Strategy
-from perdure.strategies.build import build, describe
+from perdure.strategies.build import build, completed, describe
 from perdure.tracking import MetricsLog
 from perdure.training import checkpoint
 from perdure.training.configure import configure
@@ -234,6 +234,11 @@ class ContinualTrainer:
             if state["strategy"] is None:
                 raise StrategyError(f"{path}: was saved with a strategy of your own class; give it as strategy=")
             strategy = build(list(state["strategy"]), state["strategy"])
+        elif describe(strategy) != completed(state["strategy"]):
+            raise StrategyError(
+                f"{path}: was saved with {_in_words(completed(state['strategy']))}, and the strategy given is "
+                f"{_in_words(describe(strategy))}; leave strategy= out, or give one with the same settings"
+            )
         trainer = cls(model, strategy, settings, state["objective"], seed=state["seed"])
         for index, name in enumerate(state["tasks"]):
             trainer.learner.begin_task(Task(name, ()), index, 1, resuming=True)
@@ -308,6 +313,16 @@ class ContinualTrainer:
         write_scores(self.output_dir, self.matrices, self.scores.metric)
         write_results(self.output_dir, facts, self.matrices, self.scores.metric)
         self.save(self.output_dir / "checkpoints" / f"task-{len(self.tasks):03d}")
+
+
+def _in_words(described: Mapping[str, Any] | None) -> str:
+    """Strategies and their settings."""
+    if described is None:
+        return "a class of your own"
+    return " + ".join(
+        f"{name}({', '.join(f'{key}={value!r}' for key, value in settings.items())})"
+        for name, settings in described.items()
+    )
 
 
 def _empty(folder: Path) -> Path:

@@ -211,3 +211,12 @@ def test_memory_takes_every_task_alike(mlp_world: Any) -> None:
             counts["ab".index(row.task)] += 1
     # 2,400 draws, half of them expected for each: 5 standard deviations are about 104 here.
     assert abs(float(counts[0]) - 1200) < 104
+
+
+def test_a_memory_that_holds_no_row_is_refused_before_training(mlp_world: Any) -> None:
+    """20 bytes of x, 8 of y, the key and empty fields are more than 10."""
+    learner = mlp_world.learner(Replay(capacity="10B"))
+    with pytest.raises(
+        StrategyError, match=r"replay: a memory of 10B holds no row of task 'a', .* takes \d+ bytes"
+    ):
+        learner.begin_task(mlp_world.tasks[0], 0)

@@ -12,14 +12,15 @@ import pytest
 import torch
 import yaml
 
-from perdure.config import FORMAT
-from perdure.errors import RunError, StorageError
+from perdure.config import FORMAT, validate
+from perdure.errors import ConfigError, RunError, StorageError
 from perdure.streams.spec import TaskSpec
 from perdure.streams.stream import text_of
 from perdure.training.folder import FINAL, RunFolder
 from perdure.training.interrupt import Interrupted
-from perdure.training.plan import make_plan, with_capacity
+from perdure.training.plan import check_strategy, make_plan, notes_on_strategy, with_capacity
 from perdure.training.run import Run
+from perdure.training.settings import RunSettings
 
 BOTH = "replay+ewc"
 
@@ -275,3 +276,22 @@ def test_no_task_trains_on_the_probe(settings: Any, tiny: Path) -> None:
     assert [len(stage.train) for stage in plan.stages] == [4, 4, 6]
     assert not any(text_of(row) in probed for stage in plan.stages for row in stage.train)
     assert [fact["train"]["overlapping"] for fact in plan.data["tasks"]] == [2, 2, 0]
+
+
+def test_what_may_have_been_overlooked_in_the_strategy_is_said() -> None:
+    def notes(**settings: Any) -> list[str]:
+        stream = {"arena": {"kinds": ["math"], "train_rows": 2, "evaluation_rows": 1}}
+        return notes_on_strategy(validate(RunSettings, {"stream": stream, **settings}, "test"))
+
+    assert notes() == []
+    assert "so this is naive; there are settings for gem" in notes(continual_strategy={"gem": {}})[0]
+    assert notes(strategy="gem", continual_strategy={"gem": {}}) == []
+    assert "mas.strength is left at 1;" in notes(strategy="replay+mas")[0]
+    assert notes(strategy="mas", continual_strategy={"mas": {"lambda": 3}}) == []
+
+
+def test_a_strategy_that_is_enabled_but_not_chosen_is_refused() -> None:
+    stream = {"arena": {"kinds": ["math"], "train_rows": 2, "evaluation_rows": 1}}
+    given = {"stream": stream, "continual_strategy": {"gem": {"enabled": True}}}
+    with pytest.raises(ConfigError, match="say strategy: gem, or --strategy gem"):
+        check_strategy(validate(RunSettings, given, "test"), "naive")

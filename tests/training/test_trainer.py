@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from perdure import ContinualTrainer
-from perdure.errors import ConfigError, NonFiniteError, UsageError
+from perdure.errors import ConfigError, NonFiniteError, StrategyError, UsageError
 from perdure.evaluation import metrics
 from perdure.strategies import EWC, Chain, Naive, Replay
 
@@ -269,3 +269,22 @@ def test_classes_may_be_any_whole_numbers(make_mlp: Any, dtype: torch.dtype) -> 
 def test_what_is_no_strategy_or_model_is_refused(make: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make(nn.Linear(2, 2))
+
+
+def test_a_strategy_serves_one_training(make_mlp: Any) -> None:
+    """Its memory or anchors would come along."""
+    used = Replay(capacity=4)
+    ContinualTrainer(make_mlp(), used)
+    with pytest.raises(StrategyError, match="replay: this object has served another training"):
+        ContinualTrainer(make_mlp(), used)
+    with pytest.raises(StrategyError, match="replay: this object has served another training"):
+        ContinualTrainer(make_mlp(), Chain([EWC(), used]))
+
+
+def test_another_strategy_than_the_saved_one_is_refused(make_mlp: Any, tmp_path: Path) -> None:
+    ContinualTrainer(make_mlp(), EWC(strength=2.0)).save(tmp_path / "saved")
+    with pytest.raises(StrategyError, match=r"was saved with ewc\(strength=2.0.*the strategy given is replay\("):
+        ContinualTrainer.load(tmp_path / "saved", make_mlp(), Replay())
+    with pytest.raises(StrategyError, match=r"the strategy given is ewc\(strength=3"):
+        ContinualTrainer.load(tmp_path / "saved", make_mlp(), EWC(strength=3.0))
+    ContinualTrainer.load(tmp_path / "saved", make_mlp(), EWC(strength=2.0))
