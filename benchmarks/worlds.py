@@ -108,10 +108,10 @@ TABLE: dict[str, Row] = {
     "ewc-online": Row(
         "ewc",
         "weights",
-        {"*": {"ewc.decay": 0.5}, **_by_world("ewc.strength", 600.0, 1e3, 3e3)},
+        {"*": {"ewc.decay": 0.5}, **_by_world("ewc.strength", 1e3, 1e3, 1e3)},
         {
             "minilm-frozen": {"ewc.strength": [10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4]},
-            "minilm-lora": {"ewc.strength": [1e3, 3e3, 1e4]},
+            "minilm-lora": {"ewc.strength": [300.0, 1e3, 3e3, 1e4]},
             "arena": {"ewc.strength": [600.0, 1e3, 2e3]},
         },
     ),
