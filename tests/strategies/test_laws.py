@@ -140,11 +140,11 @@ def make_blank(world: Any, make: Callable[[], Strategy], index: int) -> dict[str
     return blank.strategy.state_dict()
 
 
-@pytest.mark.parametrize("at", [1, 6, 7, 11])
+@pytest.mark.parametrize("at", [1, 6, 11])
 def test_killed_and_resumed_ends_the_same(
     world: Any, make_strategy: Callable[[], Strategy], at: int, tmp_path: Path
 ) -> None:
-    """Law 2: 6 steps a task, so that 1 is in the first, 6 at its end, 7 and 11 in the second."""
+    """Law 2: 6 steps a task, so that 1 is in the first, 6 at its end, 11 in the second."""
     resumed = killed_and_resumed(world, make_strategy, at, tmp_path / "saved")
     assert everything(world, resumed) == undisturbed(world.name, make_strategy)
 
