@@ -15,7 +15,7 @@ ROOT = Path(perdure.__file__).parent
 # Each room may import those of the lines above it, and itself.
 ORDER = (
     ("errors", "types", "order"),
-    ("config", "storage"),
+    ("config", "storage", "callbacks"),
     ("tracking",),
     ("streams", "memory", "models"),
     ("strategies",),

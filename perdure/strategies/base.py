@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -18,6 +20,8 @@ from perdure.types import Batch, Context, Example, Objective, Output, Phase, Tas
 
 # Stands for all rows of a step where a penalty is given by group.
 STEP = ""
+# Stands, in `usage`, for weights that no task owns yet.
+FREE = "free"
 Penalty = Tensor | float | Mapping[str, Tensor]
 
 
@@ -30,7 +34,8 @@ class Strategy:
         needs: what it holds or has to be told, for `perdure list strategies` and its page.
         cost: what it adds to training, for the same.
         source: where it comes from.
-        wants_task_ids: whether inference needs to be told the task.
+        wants_task_ids: whether inference needs to be told the task; a row's task is `example.task`.
+        isolates: whether a finished task's weights never change again, so that rehearsing its rows trains nothing.
         wants_task_gradient: whether `observe` must see the loss's gradient without penalties that go through
             autograd; their gradients are then taken in a pass of their own.
         bounds_gradient: whether `gradient` bounds what was there before it: in a chain none may add to it after.
@@ -43,6 +48,7 @@ class Strategy:
     cost: ClassVar[str] = ""
     source: ClassVar[str] = ""
     wants_task_ids: bool = False
+    isolates: bool = False
     wants_task_gradient: bool = False
     bounds_gradient: bool = False
     _claimed: bool = False
@@ -117,6 +123,28 @@ class Strategy:
 
     def after_task(self, ctx: Context) -> None:
         """After a task: estimate importance, fill memory, prune, merge."""
+
+    def identify(self, model: nn.Module, batch: Batch) -> list[str]:
+        """The task of each row where nobody tells it; only asked of a strategy with `wants_task_ids`.
+
+        Labels must not be looked at. In eval mode and without gradients.
+        """
+        return [row.task for row in batch.examples]
+
+    def serving(self, model: nn.Module, task: str) -> AbstractContextManager[Any] | None:
+        """A context in which the model, called as it is, answers for a task: generation then keeps a cache.
+
+        None where only `forward` can answer; generation then goes through that, at every token anew.
+        """
+        return nullcontext() if type(self).forward is Strategy.forward else None
+
+    def usage(self, model: nn.Module) -> dict[str, dict[str, int]]:
+        """Capacity: how many weights of each layer belong to each task, `FREE` ones included; empty if shared."""
+        return {}
+
+    def export(self, model: Any, folder: Path) -> None:
+        """Write the trained model for others to load: as `save_pretrained` does, unless the method needs more."""
+        model.save_pretrained(folder)
 
     def kept(self) -> int:
         """How many rows of earlier tasks it holds now."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -34,13 +36,16 @@ class Chain(Strategy):
         self.wants_task_ids = any(strategy.wants_task_ids for strategy in strategies)
         self.wants_task_gradient = any(strategy.wants_task_gradient for strategy in strategies)
         self.bounds_gradient = any(strategy.bounds_gradient for strategy in strategies)
+        self.isolates = any(strategy.isolates for strategy in strategies)
         self._refuse_broken_bounds()
+        self._refuse_idle_rehearsal()
         memories = [id(memory) for s in strategies if (memory := getattr(s, "buffer", None)) is not None]
         if len(set(memories)) < len(memories):
             raise StrategyError("chain: two of its strategies share one buffer; give each its own")
         self.weights = {group: w for strategy in strategies for group, w in strategy.weights.items()}
         self._forward = self._owner("forward")
         self._phases = self._owner("phases")
+        self._export = self._owner("export")
         self._rngs: list[torch.Generator] = []
 
     def check(self, model: nn.Module, objective: Objective) -> None:
@@ -62,6 +67,15 @@ class Chain(Strategy):
                     f"would not hold; put {bounded} last"
                 )
             bounded = strategy.name if strategy.bounds_gradient else bounded
+
+    def _refuse_idle_rehearsal(self) -> None:
+        owners = [s.name for s in self.strategies if s.isolates]
+        kept = [s.name for s in self.strategies if type(s).kept is not Strategy.kept]
+        if owners and kept:
+            raise StrategyError(
+                f"chain: {owners[0]} never changes a finished task's weights, so the rows that {kept[0]} keeps of "
+                f"such tasks would train nothing; take one of them"
+            )
 
     def claim(self) -> None:
         """Every member's."""
@@ -112,6 +126,22 @@ class Chain(Strategy):
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """The owner's."""
         return self._forward.forward(model, batch)
+
+    def identify(self, model: nn.Module, batch: Batch) -> list[str]:
+        """The owner's of `forward`."""
+        return self._forward.identify(model, batch)
+
+    def serving(self, model: nn.Module, task: str) -> AbstractContextManager[Any] | None:
+        """The owner's of `forward`."""
+        return self._forward.serving(model, task)
+
+    def usage(self, model: nn.Module) -> dict[str, dict[str, int]]:
+        """That of the first member that knows."""
+        return next((found for s in self.strategies if (found := s.usage(model))), {})
+
+    def export(self, model: Any, folder: Path) -> None:
+        """The owner's."""
+        self._export.export(model, folder)
 
     def penalty(self, ctx: Context, batch: Batch, output: Output) -> Penalty:
         """The sum of the members', by group."""
