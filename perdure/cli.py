@@ -29,6 +29,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in optimizer.lr=3e-4. Repeatable."),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="NAME", help="Also log to mlflow or tensorboard. Repeatable."),
+]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder in which data files are looked up first.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 
@@ -53,13 +57,14 @@ def demo(
         int, typer.Option("--seed", help="Seed of data, order and memory.", min=0, max=(1 << 63) - 1)
     ] = 0,
     override: Set = None,
+    track: Track = None,
     # Hidden, for the demo always goes on by itself; but a run that was stopped says to add it.
     resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
 ) -> None:
     """Five skills in a row on the embedded model: naive, replay and joint, with a report (about two minutes)."""
     from perdure.recipes.demo import run_demo
 
-    run_demo(out, seed, override or [], _again())
+    run_demo(out, seed, override or [], _again(), track or [])
 
 
 @app.command()
@@ -77,6 +82,7 @@ def run(
     out: Out = None,
     resume: Resume = False,
     override: Set = None,
+    track: Track = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the model with torch.compile.")] = False,
     skip_bad_batches: Annotated[
         bool, typer.Option("--skip-bad-batches", help="Leave out steps whose loss or gradient is not finite.")
@@ -92,7 +98,7 @@ def run(
         given["skip_bad_batches"] = True
     if data is not None:
         given["data"] = str(data)
-    run_recipe(recipe, given, override or [], out, resume, _again())
+    run_recipe(recipe, given, override or [], out, resume, _again(), track or [])
 
 
 @app.command()
@@ -107,11 +113,12 @@ def extend(
         Path | None, typer.Option("--evaluation", help="Held-out rows; by default a tenth of the task's.")
     ] = None,
     resume: Resume = False,
+    track: Track = None,
 ) -> None:
     """Teach a finished run one more task; its score matrix grows by a row and a column."""
     from perdure.recipes.run import extend_run
 
-    extend_run(run, task, name, evaluation, resume, _again())
+    extend_run(run, task, name, evaluation, resume, _again(), track or [])
 
 
 @app.command()
@@ -170,11 +177,14 @@ def generate(
     run: RunArgument,
     prompt: Annotated[str, typer.Argument(help="The text that the model continues.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens generated.", min=1)] = 64,
+    task: Annotated[
+        str | None, typer.Option("--task", help="The prompt's task, for strategies with a part for each task.")
+    ] = None,
 ) -> None:
     """Let a run's model answer a prompt, greedily."""
     from perdure.recipes.run import generate_text
 
-    generate_text(run, prompt, max_new_tokens)
+    generate_text(run, prompt, max_new_tokens, task)
 
 
 @app.command("list")

@@ -104,6 +104,24 @@ class TrainingSettings(Settings):
         return self
 
 
+class EarlyStoppingSettings(Settings):
+    """Stop training on a task when its held-out rows have got no better for a while."""
+
+    patience: int = Field(3, ge=1, description="epochs in a row that are no better than the best")
+    metric: Literal["loss", "accuracy", "rmse", "mae", "r2"] | None = Field(
+        None, description="None: the objective's main metric, for causal_lm the loss"
+    )
+    min_delta: Number = Field(0.0, ge=0, description="a smaller gain is none")
+    restore_best: bool = Field(True, description="go back to the end of the best epoch")
+
+
+class TrainerSettings(TrainingSettings):
+    """What only a script can ask for: a run's steps are fixed before it begins."""
+
+    early_stopping: EarlyStoppingSettings | None = None
+    score_epochs: bool = False
+
+
 class EvaluationSettings(Settings):
     """What is measured before training and after every task."""
 
@@ -114,6 +132,7 @@ class EvaluationSettings(Settings):
     )
 
 
+_ONLY_FOR_SCRIPTS = TrainerSettings.model_fields.keys() - TrainingSettings.model_fields.keys()
 S = TypeVar("S", bound=Settings)
 
 
@@ -142,7 +161,11 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
         if inner and problem["type"] == "too_short":
             continue  # it is too short only because what is wrong with its items is said already
         key = ".".join(_parts(location)) or "(settings)"
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "extra_forbidden" and key in _ONLY_FOR_SCRIPTS:
+            lines.append(
+                f"{key}: only ContinualTrainer takes it. A run's steps are fixed before it begins; set its epochs"
+            )
+        elif problem["type"] == "extra_forbidden":
             known = _known(model, location)
             lines.append(unknown_name("setting", key, known, _inside(model, key) if len(location) == 1 else ()))
         elif problem["type"] == "missing":

@@ -16,6 +16,10 @@ from unittest.mock import patch
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores. Torch reads this when it is imported, here and in the processes that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -402,7 +402,7 @@ def test_evaluate_generates_for_the_rows_that_the_run_generated_for(
     asked: list[list[list[int]]] = []
 
     def answers(self: Measure, prompts: Any, longest: int) -> list[str]:
-        asked.append([prompt.tolist() for prompt in prompts])
+        asked.append([prompt.x.tolist() for prompt in prompts])
         return [""] * len(prompts)
 
     monkeypatch.setattr(Measure, "answers", answers)

@@ -25,7 +25,7 @@ from perdure.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
-RUN = ("README.md", "docs/api.md", "docs/concepts.md", "docs/memory.md", "docs/strategies/index.md")
+RUN = ("README.md", "docs/api.md", "docs/concepts.md", "docs/memory.md", "docs/strategies/index.md", "docs/tracking.md")
 # Results and pictures come from runs on real hardware: a clone may lack them.
 MAY_BE_MISSING = {"docs/images/demo.png", "docs/journal.md", "docs/nano.md", "docs/results.md"}
 
@@ -295,7 +295,7 @@ def test_the_file_tree_is_the_tree() -> None:
     files, folders = tree()
     there = {
         path.relative_to(ROOT).as_posix()
-        for room in ("perdure", "benchmarks")
+        for room in ("perdure", "benchmarks", "examples")
         for path in (ROOT / room).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and "nano" not in path.parent.parts
     }

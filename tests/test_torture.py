@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,12 @@ def _without_generators(self: Learner, state: Mapping[str, Any]) -> None:
 whole = Learner.load_state_dict
 
 
-@pytest.mark.parametrize(
-    ("owner", "broken"),
-    [(EWC, _nothing), (Replay, _nothing), (BalancedBuffer, _nothing), (Learner, _without_generators)],
-    ids=["strategy", "memory and counts", "memory", "generators"],
-)
-def test_without_a_part_of_the_state_the_bytes_differ(
-    owner: Any, broken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """LoRA has dropout, which draws from torch's generator; the true Fisher draws from the strategy's."""
-    recipe = write_recipe(tmp_path / "recipe.yaml", "replay+ewc", "lora", **SMALL)
-    run(recipe, tmp_path / "undisturbed")
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe, a run that was never disturbed, and one that was stopped within its second task."""
+    path = tmp_path_factory.mktemp("stopped")
+    recipe = write_recipe(path / "recipe.yaml", "replay+ewc", "lora", **SMALL)
+    run(recipe, path / "undisturbed")
 
     class Stopped(BaseException):
         pass
@@ -78,11 +74,31 @@ def test_without_a_part_of_the_state_the_bytes_differ(
             raise Stopped
         return step(self, examples)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "step", stopping)
         with pytest.raises(Stopped):
-            run(recipe, tmp_path / "run")
+            run(recipe, path / "run")
+    return path
+
+
+def test_with_the_whole_state_a_copy_ends_with_the_same_bytes(stopped: Path, tmp_path: Path) -> None:
+    """What the copies below lose is their state alone, and no place on the disk."""
+    path = shutil.copytree(stopped / "run", tmp_path / "run")
+    run(stopped / "recipe.yaml", path)
+    assert digest(path) == digest(stopped / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("owner", "broken"),
+    [(EWC, _nothing), (Replay, _nothing), (BalancedBuffer, _nothing), (Learner, _without_generators)],
+    ids=["strategy", "memory and counts", "memory", "generators"],
+)
+def test_without_a_part_of_the_state_the_bytes_differ(
+    owner: Any, broken: Any, stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoRA has dropout, which draws from torch's generator; the true Fisher draws from the strategy's."""
+    path = shutil.copytree(stopped / "run", tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(owner, "load_state_dict", broken)
-        run(recipe, tmp_path / "run")
-    assert digest(tmp_path / "run") != digest(tmp_path / "undisturbed")
+        run(stopped / "recipe.yaml", path)
+    assert digest(path) != digest(stopped / "undisturbed")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from perdure.evaluation.score import evaluating
 from perdure.models.adapters import soft_prompt
+from perdure.types import IGNORE, Batch, Example, Output
 
 
 def generate(
@@ -107,6 +108,60 @@ def _batch(
             positions = positions.clamp(max=virtual + max_length - 1)  # of rows that are done
     rows = torch.stack(produced, 1).tolist() if produced else [[] for _ in prompts]
     return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def generate_through(
+    forward: Callable[[Any, Batch], Output],
+    collate: Callable[[Sequence[Example]], Batch],
+    model: Any,
+    prompts: Sequence[Example],
+    max_new_tokens: int,
+    end: int,
+    batch_size: int = 64,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    max_length: int | None = None,
+) -> list[list[int]]:
+    """As `generate`, through a forward pass of a strategy's own: no cache is kept, and every token costs a pass.
+
+    Args:
+        forward: (model, batch) -> logits [B, T, V].
+        collate: rows to a batch, padded on the right.
+        model: what `forward` is given.
+        prompts: rows whose x is the prompt; tokens generated so far follow it, as labels too.
+        max_new_tokens: as in `generate`, like the rest.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    waiting = sorted(range(len(prompts)), key=lambda i: len(ids_of(prompts[i])))
+    with evaluating(model), autocast():
+        for start in range(0, len(waiting), batch_size):
+            open_ = waiting[start : start + batch_size]
+            for _ in range(max_new_tokens):
+                open_ = [
+                    i for i in open_ if max_length is None or len(ids_of(prompts[i])) + len(answers[i]) < max_length
+                ]
+                if not open_:
+                    break
+                rows = [_continued(prompts[i], answers[i]) for i in open_]
+                logits = forward(model, collate(rows)).logits
+                last = torch.tensor([len(ids_of(row)) - 1 for row in rows], device=logits.device)
+                tokens = logits[torch.arange(len(rows), device=logits.device), last].argmax(-1).tolist()
+                for i, token in zip(open_, tokens, strict=True):
+                    if token != end:
+                        answers[i].append(token)
+                open_ = [i for i, token in zip(open_, tokens, strict=True) if token != end]
+    return answers
+
+
+def ids_of(row: Example) -> Tensor:
+    """The row's token ids, int64 [T]."""
+    assert row.x is not None, "encode the row first"
+    return row.x
+
+
+def _continued(prompt: Example, answer: Sequence[int]) -> Example:
+    ids = ids_of(prompt)
+    more = torch.tensor(answer, dtype=ids.dtype)
+    return prompt.but(x=torch.cat([ids, more]), y=torch.cat([torch.full_like(ids, IGNORE), more]))
 
 
 def _keeps_logits(model: Any) -> bool:

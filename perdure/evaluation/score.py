@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from perdure.models.objectives import total_loss
 from perdure.types import Batch, Example, Objective, Output
 
+# Ends the name of a metric for which the model was not told a row's task, where it otherwise is.
+INFERRED = "_inferred"
 # Direction of every metric that is measured anywhere.
 HIGHER_IS_BETTER = {
     "loss": False,
@@ -19,6 +21,9 @@ HIGHER_IS_BETTER = {
     "rmse": False,
     "mae": False,
     "r2": True,
+    "loss_inferred": False,
+    "accuracy_inferred": True,
+    "exact_match_inferred": True,
 }
 # The metric that summarises an objective; the first that was measured counts.
 MAIN = {"classification": ("accuracy",), "causal_lm": ("exact_match", "loss"), "regression": ("r2",)}

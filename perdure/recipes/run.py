@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.config import apply_overrides, read_yaml, validate
-from perdure.errors import ConfigError, DataError, ModelError, RunError, StorageError
+from perdure.errors import ConfigError, DataError, ModelError, RunError, StorageError, unknown_name
 from perdure.recipes.find import read_recipe
 from perdure.recipes.show import print_results, write_pages
+from perdure.recipes.track import end, stopped, track_finished
 from perdure.storage import there, write_json
 from perdure.streams.spec import TaskSpec, check_inside
+from perdure.tracking import build
 from perdure.training.display import Display, Terminal
 from perdure.training.folder import FINAL, LOCK, RunFolder
 from perdure.training.settings import RunSettings
@@ -45,7 +47,13 @@ def default_out(recipe: str, settings: RunSettings) -> Path:
 
 
 def run_recipe(
-    recipe: str, given: Mapping[str, Any], overrides: Sequence[str], out: Path | None, resume: bool, again: str
+    recipe: str,
+    given: Mapping[str, Any],
+    overrides: Sequence[str],
+    out: Path | None,
+    resume: bool,
+    again: str,
+    track: Sequence[str] = (),
 ) -> None:
     """Run a recipe in a folder and print what came of it."""
     settings, base = settings_for(recipe, given, overrides)
@@ -64,29 +72,40 @@ def run_recipe(
         elif _finished(folder):
             _check_data(theirs.model_copy(update={"data": settings.data}), base, folder, display)
             display.say(f"{folder.path}: this run is finished; nothing to do")
+            track_finished(folder, track, display)
             print_results([folder.path], display)
             return
         else:
             settings = settings.model_copy(update={"extensions": theirs.extensions, "erased": theirs.erased})
-    execute(settings, base, folder, display, again)
+    execute(settings, base, folder, display, again, track)
     print_results([folder.path], display)
 
 
-def execute(settings: RunSettings, base: Path | None, folder: RunFolder, display: Display, again: str) -> None:
-    """Plan, run, and write plots and page."""
+def execute(
+    settings: RunSettings,
+    base: Path | None,
+    folder: RunFolder,
+    display: Display,
+    again: str,
+    track: Sequence[str] = (),
+) -> None:
+    """Plan, run, and write plots and page; the trackers named hear of it all."""
     from perdure.training.plan import make_plan
     from perdure.training.run import Run
 
     quieten()
     _check_folder(folder)
+    trackers = build(track, folder.path, display.say)
     with folder.locked():
         if folder.erasing:
             raise RunError(
                 f"{folder.path}: an erasure was stopped here; finish it first: perdure erase {folder.path} --resume"
             )
         plan = make_plan(settings, base)
-        Run(plan, folder, display, again).execute()
-        write_pages([folder.path])
+        with stopped(trackers):
+            results = Run(plan, folder, display, again, callbacks=trackers).execute()
+            write_pages([folder.path])
+            end(trackers, results, folder)
 
 
 def quieten() -> None:
@@ -124,7 +143,13 @@ def _finished(folder: RunFolder) -> bool:
 
 
 def extend_run(
-    path: Path, task: Path | None, name: str | None, evaluation: Path | None, resume: bool, again: str
+    path: Path,
+    task: Path | None,
+    name: str | None,
+    evaluation: Path | None,
+    resume: bool,
+    again: str,
+    track: Sequence[str] = (),
 ) -> None:
     """Train a finished run on one more task."""
     folder = RunFolder(path)
@@ -133,6 +158,7 @@ def extend_run(
     if resume:
         if _finished(folder):
             display.say(f"{path}: nothing is left to do")
+            track_finished(folder, track, display)
             print_results([path], display)
             return
     else:
@@ -145,7 +171,7 @@ def extend_run(
         settings = settings.model_copy(
             update={"extensions": (*settings.extensions, task_spec(task, name, evaluation))}
         )
-    execute(settings, folder.recipe_folder, folder, display, again)
+    execute(settings, folder.recipe_folder, folder, display, again, track)
     print_results([path], display)
 
 
@@ -215,7 +241,8 @@ def evaluate_run(path: Path, data: Path | None) -> None:
         rows["general probe"] = plan.probe
     from rich.table import Table
 
-    found = {name: run.measure(name, examples) for name, examples in rows.items()}
+    known = plan.stream.names
+    found = {name: run.measure(name, examples, name in known) for name, examples in rows.items()}
     metrics = list(dict.fromkeys(metric for values in found.values() for metric in values))
     table = Table(title=f"{path}", title_justify="left")
     for column in ("", "rows", *(metric.replace("_", " ") for metric in metrics)):
@@ -256,8 +283,8 @@ def _reader(extra: TaskSpec, settings: RunSettings, base: Path | None) -> TaskSp
     return None
 
 
-def generate_text(path: Path, prompt: str, max_new_tokens: int) -> None:
-    """Print a run's greedy answer to a prompt."""
+def generate_text(path: Path, prompt: str, max_new_tokens: int, task: str | None = None) -> None:
+    """Print a run's greedy answer to a prompt, of a task that may be told to a strategy that wants to know."""
     from perdure.training.plan import make_plan
     from perdure.training.run import Run
     from perdure.types import Example, Segment
@@ -271,14 +298,24 @@ def generate_text(path: Path, prompt: str, max_new_tokens: int) -> None:
     run.load()
     for note in _notes(run):
         display.say(note)
-    row = plan.encoder.encode(Example("prompt", segments=(Segment(prompt), Segment(" ?", learn=True))))
+    if task is not None and task not in plan.stream.names:
+        raise ConfigError(f"--task: {unknown_name('task', task, plan.stream.names)}")
+    text = (Segment(prompt), Segment(" ?", learn=True))
+    row = plan.encoder.encode(Example("prompt", task or "", segments=text))
     if row is None:
         raise DataError(f"the prompt is longer than the model takes ({plan.encoder.max_length} tokens)")
-    ids = plan.encoder.prompt_ids(row)
-    if not len(ids):
+    asked = run.measure.prompt(row)
+    if asked is None or asked.x is None:
         raise DataError(
             "the prompt is empty, and this model's tokenizer puts nothing in front of it; give some text"
         )
-    room = plan.encoder.max_length - len(ids)
-    (answer,) = run.measure.answers([ids], min(max_new_tokens, room))
+    prompt_length = len(asked.x)
+    if task is None:
+        (asked,) = run.learner.identified([asked])
+        if plan.strategy.wants_task_ids:
+            display.say(f"note: no --task was given; the prompt is taken for one of {asked.task}")
+    elif not plan.strategy.wants_task_ids:
+        display.say(f"note: {settings.strategy} needs no task to answer; --task changes nothing")
+    room = plan.encoder.max_length - prompt_length
+    (answer,) = run.measure.answers([asked], min(max_new_tokens, room))
     print(answer.strip())

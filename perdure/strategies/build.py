@@ -13,17 +13,47 @@ from perdure.strategies.agem import AGEM
 from perdure.strategies.base import Strategy
 from perdure.strategies.chain import Chain
 from perdure.strategies.derpp import DERpp
+from perdure.strategies.ema import EMA
 from perdure.strategies.ewc import EWC
 from perdure.strategies.freeze import FreezeBottom
 from perdure.strategies.gem import GEM
 from perdure.strategies.lwf import LwF
+from perdure.strategies.magmax import MagMax
 from perdure.strategies.mas import MAS
 from perdure.strategies.naive import Naive
+from perdure.strategies.olora import OLoRA
+from perdure.strategies.osf import OSF
+from perdure.strategies.packnet import PackNet
+from perdure.strategies.pnn import PNN
+from perdure.strategies.prompt_pool import PromptPool
 from perdure.strategies.replay import Replay
 from perdure.strategies.si import SI
+from perdure.strategies.slao import SLAO
+from perdure.strategies.ties import TIES
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    s.name: s for s in (Naive, Replay, DERpp, EWC, SI, MAS, LwF, GEM, AGEM, FreezeBottom)
+    s.name: s
+    for s in (
+        Naive,
+        Replay,
+        DERpp,
+        EWC,
+        SI,
+        MAS,
+        LwF,
+        GEM,
+        AGEM,
+        FreezeBottom,
+        OLoRA,
+        OSF,
+        PackNet,
+        SLAO,
+        MagMax,
+        TIES,
+        EMA,
+        PNN,
+        PromptPool,
+    )
 }
 # What configs of earlier systems call a setting.
 ALIASES = {"lambda": "strength"}

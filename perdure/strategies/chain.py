@@ -36,9 +36,13 @@ class Chain(Strategy):
         self.wants_task_ids = any(strategy.wants_task_ids for strategy in strategies)
         self.wants_task_gradient = any(strategy.wants_task_gradient for strategy in strategies)
         self.bounds_gradient = any(strategy.bounds_gradient for strategy in strategies)
+        self.virtual_tokens = sum(strategy.virtual_tokens for strategy in strategies)
         self.isolates = any(strategy.isolates for strategy in strategies)
+        self.merges = any(strategy.merges for strategy in strategies)
         self._refuse_broken_bounds()
         self._refuse_idle_rehearsal()
+        self._refuse_clashing_merges()
+        self._refuse_lost_names()
         memories = [id(memory) for s in strategies if (memory := getattr(s, "buffer", None)) is not None]
         if len(set(memories)) < len(memories):
             raise StrategyError("chain: two of its strategies share one buffer; give each its own")
@@ -75,6 +79,33 @@ class Chain(Strategy):
             raise StrategyError(
                 f"chain: {owners[0]} never changes a finished task's weights, so the rows that {kept[0]} keeps of "
                 f"such tasks would train nothing; take one of them"
+            )
+
+    def _refuse_lost_names(self) -> None:
+        renaming = [s.name for s in self.strategies if s.renames]
+        # What keeps rows holds those; what else looks back at a task's end holds weights.
+        holders = [
+            s.name
+            for s in self.strategies
+            if type(s).after_task is not Strategy.after_task and type(s).kept is Strategy.kept
+        ]
+        if renaming and holders:
+            raise StrategyError(
+                f"chain: {renaming[0]} puts other parameters in the place of the model's weights, so that what "
+                f"{holders[0]} holds of them at the end of a task would act on nothing later; take one of them"
+            )
+
+    def _refuse_clashing_merges(self) -> None:
+        merging = [s.name for s in self.strategies if s.merges]
+        owners = [s.name for s in self.strategies if s.isolates]
+        if len(merging) > 1:
+            raise StrategyError(
+                f"chain: {' and '.join(merging)} both decide which weights are served; take one of them"
+            )
+        if merging and owners:
+            raise StrategyError(
+                f"chain: {merging[0]} changes weights when a task ends, which {owners[0]} must keep as they are; "
+                "take one of them"
             )
 
     def claim(self) -> None:

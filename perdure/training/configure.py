@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perdure.config import TrainingSettings, read_yaml, validate
+from perdure.config import TrainerSettings, read_yaml, validate
 from perdure.errors import ConfigError, UsageError
 from perdure.strategies.base import Strategy
 from perdure.strategies.build import build, enabled
@@ -14,7 +14,7 @@ from perdure.strategies.build import build, enabled
 
 def configure(
     config: Mapping[str, Any] | str | Path | None, strategy: Strategy | None
-) -> tuple[TrainingSettings, Strategy]:
+) -> tuple[TrainerSettings, Strategy]:
     """Settings and strategy of a script.
 
     Raises:
@@ -29,9 +29,9 @@ def configure(
     where = str(config) if isinstance(config, str | Path) else "config"
     values = read_yaml(Path(config)) if isinstance(config, str | Path) else config or {}
     mistakes: list[UsageError] = []
-    settings = TrainingSettings()
+    settings = TrainerSettings()
     try:
-        settings = validate(TrainingSettings, values, where)
+        settings = validate(TrainerSettings, values, where)
     except ConfigError as error:
         mistakes.append(error)
     given = values.get("continual_strategy") or {}

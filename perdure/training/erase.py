@@ -18,7 +18,7 @@ from perdure.evaluation.matrix import ScoreMatrix
 from perdure.order import fingerprint
 from perdure.storage import file_hash, guarded, plain, write_text
 from perdure.strategies.build import completed, describe
-from perdure.tracking import read_events
+from perdure.tracking import forget, read_events
 from perdure.training import checkpoint
 from perdure.training.folder import FINAL, RunFolder, keys_name, remove
 from perdure.training.plan import PROBE, Plan, every_row
@@ -129,6 +129,8 @@ def erase(
     write_log(folder, {**begun, "settings": settings.model_dump(mode="json")})
     # From here on every plan of this folder does without the rows, whatever stops us.
     folder.write_settings(settings, folder.recorded())
+    for left in forget(folder.path):
+        say(f"note: {left} was tracked with the rows in it, and is yours to remove")
     folder.sweep(unreadable=True)
     folder.drop_evaluations()
     if way is not None:

@@ -16,8 +16,16 @@ from torch import Tensor, nn
 
 from perdure.config import TrainingSettings
 from perdure.errors import ConfigError, ModelError, NonFiniteError, UsageError
-from perdure.evaluation.score import score
-from perdure.models.objectives import check_objective, collate, group_counts, group_losses, losses, total_loss
+from perdure.evaluation.score import INFERRED, evaluating, score
+from perdure.models.objectives import (
+    check_objective,
+    collate,
+    forward,
+    group_counts,
+    group_losses,
+    losses,
+    total_loss,
+)
 from perdure.order import priority
 from perdure.strategies.base import STEP, Strategy
 from perdure.training.optim import build_optimizer, learning_rate, load_named_state, named_state
@@ -282,17 +290,51 @@ class Learner:
         self.strategy.after_task(ctx)
         optimizer.zero_grad()
 
-    def score(self, examples: Sequence[Example]) -> dict[str, float]:
-        """Metrics on held-out rows, without touching the model's mode or gradients."""
+    def score(self, examples: Sequence[Example], plain: bool = False) -> dict[str, float]:
+        """Metrics on held-out rows, without touching the model's mode or gradients.
+
+        Args:
+            examples: rows; a strategy that wants task ids is told each row's task by the row.
+            plain: through the model as it is, without the strategy.
+        """
         with self.autocast():
             return score(
                 self.model,
                 examples,
                 self.objective,
-                self.strategy.forward,
+                forward if plain else self.strategy.forward,
                 self.collate,
                 self.settings.evaluation_batch_size,
             )
+
+    def score_both(self, examples: Sequence[Example]) -> dict[str, float]:
+        """As `score` and, where the strategy is told tasks, the same metrics untold, as "accuracy_inferred"."""
+        found = self.score(examples)
+        if self.infers:
+            untold = self.score(self.identified(examples))
+            found |= {name + INFERRED: value for name, value in untold.items()}
+        return found
+
+    @property
+    def infers(self) -> bool:
+        """Whether the strategy is told tasks, and can do without."""
+        return self.strategy.wants_task_ids and self.objective != "regression"
+
+    def identified(self, examples: Sequence[Example]) -> list[Example]:
+        """The rows with the tasks that the strategy takes them for; as they are where it needs no task."""
+        found = list(examples)
+        if not self.strategy.wants_task_ids:
+            return found
+        size = self.settings.evaluation_batch_size
+        lengths = [0 if row.x is None or row.x.dim() == 0 else len(row.x) for row in found]
+        order = sorted(range(len(found)), key=lambda i: lengths[i])
+        with evaluating(self.model), self.autocast():
+            for start in range(0, len(order), size):
+                chosen = order[start : start + size]
+                batch = self.collate([found[i] for i in chosen])
+                for i, task in zip(chosen, self.strategy.identify(self.model, batch), strict=True):
+                    found[i] = found[i].but(task=task)
+        return found
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass at this learner's precision."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,12 +76,24 @@ def total_steps(source: Source, phases: Sequence[Phase]) -> int:
 
 
 def fit(
-    learner: Learner, source: Source, phases: Sequence[Phase], start: Position | None = None
+    learner: Learner,
+    source: Source,
+    phases: Sequence[Phase],
+    start: Position | None = None,
+    epoch_ended: Callable[[int, int], bool] | None = None,
 ) -> Iterator[tuple[Position, StepResult]]:
     """Train on one task from a position; yield after every step where the loop stands now.
 
     Between two steps all state is in the learner and the position, so that a run can be saved and taken up at any
     yield.
+
+    Args:
+        learner: what is trained.
+        source: of the batches.
+        phases: of the task.
+        start: where to go on.
+        epoch_ended: told (phase, epoch) when an epoch's last step was taken up; True ends the phase there. It may
+            change the learner's state.
     """
     start = start or Position()
     for p in range(start.phase, len(phases)):
@@ -90,4 +102,6 @@ def fit(
             for b, rows in enumerate(source.batches(p, e)):
                 if b >= done:
                     yield Position(p, e, b + 1), learner.step(rows)
+            if epoch_ended is not None and epoch_ended(p, e):
+                break
         learner.end_phase(phases[p])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+import torch
 
 from perdure.config import EvaluationSettings
-from perdure.evaluation.generate import generate, matches
+from perdure.evaluation.generate import generate, generate_through, ids_of, matches
+from perdure.evaluation.score import INFERRED
 from perdure.order import take
 from perdure.streams.encode import Encoder
 from perdure.training.learner import Learner
-from perdure.types import Example
+from perdure.types import IGNORE, Example
 
 
 class Measure:
@@ -28,31 +30,59 @@ class Measure:
         self.encoder = encoder
         self.settings = settings
         self.seed = seed
-        self._prepared: dict[str, tuple[list[Any], list[str], int]] = {}
+        self._prepared: dict[str, tuple[list[Example], list[str], int]] = {}
 
-    def __call__(self, name: str, rows: Sequence[Example]) -> dict[str, float]:
-        """Loss over all rows and, where settings ask for it, exact match."""
-        found = self.learner.score(rows)
+    def __call__(self, name: str, rows: Sequence[Example], told: bool = True) -> dict[str, float]:
+        """Loss over all rows and, where settings ask for it, exact match.
+
+        Args:
+            name: of the set.
+            rows: the set.
+            told: whether a strategy that wants to be told tasks is; it is then measured untold too, as
+                "exact_match_inferred". False for rows of no task.
+        """
+        learner = self.learner
+        found = learner.score_both(rows) if told else learner.score(learner.identified(rows))
         if self.settings.exact_match and rows:
             prompts, references, longest = self._prepare(name, rows)
-            if prompts:
+            if prompts and not told:
+                answers = self.answers(learner.identified(prompts), longest)
+                found["exact_match"] = sum(map(matches, answers, references)) / len(prompts)
+            elif prompts:
                 answers = self.answers(prompts, longest)
-                right = sum(map(matches, answers, references))
-                found["exact_match"] = right / len(prompts)
+                found["exact_match"] = sum(map(matches, answers, references)) / len(prompts)
+                if learner.infers:
+                    untold = learner.identified(prompts)
+                    others = [i for i, row in enumerate(untold) if row.task != prompts[i].task]
+                    for i, answer in zip(others, self.answers([untold[i] for i in others], longest), strict=True):
+                        answers[i] = answer
+                    found["exact_match" + INFERRED] = sum(map(matches, answers, references)) / len(prompts)
         return found
 
-    def answers(self, prompts: Sequence[Any], max_new_tokens: int) -> list[str]:
-        """The model's greedy answers as text."""
-        found = generate(
-            self.learner.model,
-            prompts,
-            max_new_tokens,
-            self.encoder.eos,
-            self.learner.settings.evaluation_batch_size,
-            self.learner.autocast,
-            self.encoder.max_length,
-        )
-        return [self._text(tokens) for tokens in found]
+    def answers(self, prompts: Sequence[Example], max_new_tokens: int) -> list[str]:
+        """The model's greedy answers as text; a strategy that is told tasks is told those of the prompts."""
+        learner, strategy = self.learner, self.learner.strategy
+        size, autocast, limit = learner.settings.evaluation_batch_size, learner.autocast, self.encoder.max_length
+        found: dict[int, list[int]] = {}
+        groups: dict[str, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(prompt.task if strategy.wants_task_ids else "", []).append(i)
+        for task, places in groups.items():
+            chosen = [prompts[i] for i in places]
+            serving = strategy.serving(learner.model, task)
+            ends = (max_new_tokens, self.encoder.eos, size, autocast, limit)
+            if serving is None:
+                tokens = generate_through(strategy.forward, learner.collate, learner.model, chosen, *ends)
+            else:
+                with serving:
+                    tokens = generate(learner.model, [ids_of(prompt) for prompt in chosen], *ends)
+            found |= dict(zip(places, tokens, strict=True))
+        return [self._text(found[i]) for i in range(len(prompts))]
+
+    def prompt(self, row: Example) -> Example | None:
+        """The row up to its answer; None where nothing stands before it."""
+        ids = self.encoder.prompt_ids(row)
+        return row.but(x=ids, y=torch.full_like(ids, IGNORE)) if len(ids) else None
 
     def _text(self, tokens: list[int]) -> str:
         # Some tokenizers tidy the spaces before punctuation away, which references keep.
@@ -60,7 +90,7 @@ class Measure:
             self.encoder.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
 
-    def _prepare(self, name: str, rows: Sequence[Example]) -> tuple[list[Any], list[str], int]:
+    def _prepare(self, name: str, rows: Sequence[Example]) -> tuple[list[Example], list[str], int]:
         if name not in self._prepared:
             chosen = list(rows)
             if self.settings.generate_rows is not None:
@@ -71,12 +101,12 @@ class Measure:
             for row in chosen:
                 if all(segment.learn for segment in row.segments):
                     continue  # plain text has no question to answer: it is scored by its loss alone
-                prompt = self.encoder.prompt_ids(row)
-                if not len(prompt):
+                prompt = self.prompt(row)
+                if prompt is None:
                     continue  # nothing stands before the answer, not even BOS: there is nothing to go on from
                 prompts.append(prompt)
                 references.append(self.encoder.reference(row))
-                lengths.append(len(row.x) - len(prompt) if row.x is not None else 1)
+                lengths.append(len(row.x) - len(ids_of(prompt)) if row.x is not None else 1)
             limit = self.settings.max_new_tokens or max(lengths)
             self._prepared[name] = (prompts, references, limit)
         return self._prepared[name]

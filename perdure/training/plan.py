@@ -181,7 +181,10 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
         **settings.soft_prompt.model_dump(),
         tokenizer=language.tokenizer,
     )
-    room = language.max_length - count_virtual_tokens(model)
+    # Before any data is read: where prompts leave no room, every row would be called too long.
+    ahead = build(name, with_capacity(settings.continual_strategy, 100))
+    ahead.check(model, "causal_lm")
+    room = language.max_length - count_virtual_tokens(model) - ahead.virtual_tokens
     limit = min(settings.max_length or room, room)
     encoder = Encoder(language.tokenizer, limit)
     places = (Path(settings.data) if settings.data else None, settings.seed, encoder, folder)

@@ -40,6 +40,13 @@ def write_results(
     folder: Path, facts: Mapping[str, Any], matrices: Mapping[str, ScoreMatrix], main: str
 ) -> dict[str, Any]:
     """results.json; returns what was written."""
+    results = summarise(facts, matrices, main)
+    write_json(folder / "results.json", results)
+    return results
+
+
+def summarise(facts: Mapping[str, Any], matrices: Mapping[str, ScoreMatrix], main: str) -> dict[str, Any]:
+    """What results.json holds."""
     results: dict[str, Any] = plain(
         {
             "format": FORMAT,
@@ -49,5 +56,4 @@ def write_results(
             "scores": {name: matrix.to_dict() for name, matrix in matrices.items()},
         }
     )
-    write_json(folder / "results.json", results)
     return results

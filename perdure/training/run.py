@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from perdure.callbacks import Callback
 from perdure.errors import NonFiniteError, PerdureError, RunError, StorageError
 from perdure.evaluation.matrix import ScoreMatrix
 from perdure.models.adapters import count_parameters, moving
 from perdure.storage import folder as replaced
 from perdure.storage import guarded, plain, write_text
 from perdure.strategies.build import describe
-from perdure.tracking import MetricsLog, find_mark
+from perdure.tracking import MetricsLog, find_mark, untracked
 from perdure.training.display import Display
 from perdure.training.folder import RunFolder, keys_name, stage_name, step_name
 from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
@@ -25,6 +26,7 @@ from perdure.training.loop import KeyedSource, Position, fit, total_steps
 from perdure.training.measure import Measure
 from perdure.training.plan import PROBE, Plan, changed_settings, machine, notes_on_strategy, versions
 from perdure.training.results import main_metric, new_matrix, write_results, write_scores
+from perdure.training.settings import RunSettings
 from perdure.types import TASK, Example, Task
 
 # Settings that a run may go on with changed, but not to the same last digit.
@@ -41,6 +43,7 @@ class Run:
         again: the command that goes on with this run, for messages.
         commands: what stands for the run in its records; by default the commands before, and `again` where it
             began the run or an extension.
+        callbacks: begun before the first step and told of every event; whoever gave them ends them.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Run:
         display: Display | None = None,
         again: str = "",
         commands: Sequence[str] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.plan = plan
         self.folder = folder
         self.display = display or Display()
         self.again = again
+        self.callbacks = tuple(callbacks)
         settings = plan.settings
         self.learner = Learner(plan.model, plan.strategy, "causal_lm", settings, settings.seed)
         self.measure = Measure(self.learner, plan.encoder, settings.evaluation, settings.seed)
@@ -136,7 +141,7 @@ class Run:
         rows: dict[str, Sequence[Example]] = {task.name: task.evaluation for task in scored}
         if self.plan.mode != "isolated" or row == 0:
             rows[PROBE] = self.plan.probe
-        return {name: self.measure(name, rows[name]) for name in tasks if rows.get(name)}
+        return {name: self.measure(name, rows[name], name != PROBE) for name in tasks if rows.get(name)}
 
     def _check(self, state: dict[str, Any]) -> None:
         self.folder.refuse_changed(self.plan.differences(state))
@@ -154,7 +159,7 @@ class Run:
         if state is None:
             with guarded(self.folder.path):
                 self.folder.path.mkdir(parents=True, exist_ok=True)
-            self._commands = [self.again]
+            self._commands = [untracked(self.again)]
         else:
             recorded = self.folder.recorded()
             self._commands = recorded.get("commands", [])
@@ -174,12 +179,15 @@ class Run:
                 )
             if state["stage"] < len(plan.stages):
                 if self.folder.finished:
-                    self._commands.append(self.again)  # an extension begins
+                    self._commands.append(untracked(self.again))  # an extension begins
                 self.folder.reopen(state["learner"]["steps"], state["stage"])
         if self._given_commands is not None:
             self._commands = list(self._given_commands)
         self.folder.write_settings(plan.settings, self._recorded())
         self._open_log(state)
+        told = facts_of(self.folder, plan.settings, self._recorded())
+        for callback in self.callbacks:
+            callback.begin(told)
         for event in self._changes:
             if state is not None and event["step"] >= state["learner"]["steps"]:  # the log was cut there
                 inexact = "bit-exactness ends here, since sums are rounded otherwise"
@@ -229,6 +237,7 @@ class Run:
             learner.begin_task(task, i, self._horizon(i))
             self.begun = i + 1
             self.position = Position()
+            self._tell("task", step=learner.steps, task=task.name, stage=i + 1)
         clock = time.perf_counter()
         window = [clock, 0.0]
         try:
@@ -260,6 +269,7 @@ class Run:
         learner.end_task()
         self.totals["seconds"] += time.perf_counter() - clock
         self.trained = True
+        self._tell("task_end", step=learner.steps, task=task.name, stage=i + 1)
 
     def _complete_stage(self, stop: StopRequest) -> None:
         row = self.stage + 1
@@ -295,7 +305,7 @@ class Run:
             self._write("evaluation", step=self.learner.steps, row=cell_row, task=task.name, metrics=found)
         if self.plan.probe and (self.plan.mode != "isolated" or row == 0) and not self._probed(cell_row):
             self.display.doing("scoring the general probe")
-            found = self.measure(PROBE, self.plan.probe)
+            found = self.measure(PROBE, self.plan.probe, told=False)
             for metric, value in found.items():
                 column = self.probe.setdefault(metric, [])
                 column.extend([None] * (cell_row + 1 - len(column)))
@@ -383,6 +393,13 @@ class Run:
     def _write(self, event: str, **values: Any) -> None:
         assert self._log is not None
         self._log.write(event, **values)
+        self._tell(event, **values)
+
+    def _tell(self, event: str, **values: Any) -> None:
+        if self.callbacks:
+            told = plain(values)
+            for callback in self.callbacks:
+                callback.event(event, told)
 
     # Stopping, saving, going on
 
@@ -535,7 +552,7 @@ class Run:
         """The trained model in the layout that Transformers and PEFT load."""
         whole = self.plan.settings.tuning == "full"
         with replaced(self.folder.model if whole else self.folder.adapter) as aside:
-            self.plan.model.save_pretrained(aside)
+            self.plan.strategy.export(self.plan.model, aside)
             self.plan.language.tokenizer.save_pretrained(aside)
             if not whole:
                 # PEFT writes sets in an order that changes from process to process.
@@ -544,6 +561,22 @@ class Run:
                 if isinstance(values.get("target_modules"), list):
                     values["target_modules"] = sorted(values["target_modules"])
                 config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def facts_of(folder: RunFolder, settings: RunSettings, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What callbacks begin with: plain values; where the run lies, its settings, and what it found."""
+    return {
+        "name": settings.name or folder.path.name,
+        "folder": str(folder.path),
+        "log": str(folder.metrics),
+        "strategy": settings.strategy,
+        "model": settings.model,
+        "tuning": settings.tuning,
+        "seed": settings.seed,
+        "settings": settings.model_dump(mode="json", exclude={"name", "erased"}),
+        "versions": recorded.get("versions", {}),
+        "machine": recorded.get("machine", {}),
+    }
 
 
 def _changed_sources(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from perdure.errors import ConfigError, RunError, StrategyError
+from perdure.callbacks import Callback
+from perdure.errors import ConfigError, RunError, StrategyError, UsageError
 from perdure.evaluation.matrix import ScoreMatrix
-from perdure.evaluation.score import HIGHER_IS_BETTER, MAIN
-from perdure.memory.pack import pack, unpack
-from perdure.models.adapters import count_parameters, moving
+from perdure.models.adapters import count_parameters
 from perdure.strategies.base import Strategy
 from perdure.strategies.build import build, completed, describe
-from perdure.tracking import MetricsLog
+from perdure.strategies.chain import Chain
 from perdure.training import checkpoint
 from perdure.training.configure import configure
+from perdure.training.events import Events
 from perdure.training.learner import Learner
 from perdure.training.loaders import read_rows, read_source
-from perdure.training.loop import Source, fit, total_steps
-from perdure.training.results import write_results, write_scores
-from perdure.types import Example, Phase, Task
+from perdure.training.loop import Source, total_steps
+from perdure.training.results import summarise, write_results, write_scores
+from perdure.training.scoring import Scoring
+from perdure.training.stopping import Stopper
+from perdure.training.task import TaskTraining
+from perdure.types import Phase, Task
 
 
 class ContinualTrainer:
@@ -41,9 +42,12 @@ class ContinualTrainer:
         objective: "classification", "causal_lm" or "regression".
         output_dir: where metrics.jsonl, scores*.csv, results.json and checkpoints go; None writes nothing.
         seed: of every order and draw.
+        callbacks: told of all that happens, in this order. They begin with the first `train_task` and end with
+            `close`, or with the block of `with ContinualTrainer(...) as trainer`.
 
     Raises:
-        ConfigError: unknown settings or objective, or a strategy given twice; `output_dir` holds another training.
+        ConfigError: unknown settings or objective, or a strategy given twice; `output_dir` holds another training;
+            a metric for early stopping that the objective does not have.
 
     Example:
         >>> trainer = ContinualTrainer(model, EWC(strength=100.0), {"optimizer": {"type": "adam", "lr": 1e-3}})
@@ -59,6 +63,7 @@ class ContinualTrainer:
         objective: str = "classification",
         output_dir: str | Path | None = None,
         seed: int = 0,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         if not 0 <= seed < 1 << 63:
             raise ConfigError(f"seed must be 0 or more and below 2**63, got {seed}")
@@ -68,15 +73,27 @@ class ContinualTrainer:
         self.settings, self.strategy = configure(config, strategy)
         self.seed = seed
         self.learner = Learner(model, self.strategy, objective, self.settings, seed)
+        stopping = self.settings.early_stopping
+        self._stopper = None if stopping is None else Stopper(self.learner, stopping)
         self.output_dir = None if output_dir is None else _empty(Path(output_dir))
-        self.matrices: dict[str, ScoreMatrix] = {}
-        self.tasks: list[str] = []
-        self._evaluations: dict[str, list[Example]] = {}
-        # Row 0 of a task that arrives later is scored with the weights that the stream began with.
-        self._initial = {name: value.detach().cpu().clone() for name, value in moving(model).items()}
-        self._log: MetricsLog | None = None
-        self._log_size = 0
+        self._events = Events(None if self.output_dir is None else self.output_dir / "metrics.jsonl", callbacks)
+        self._scoring = Scoring(self.learner, self._events)
+        self._names: dict[str, str] = {}  # of tasks, by their task_id as text
         self._seconds = 0.0
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._close(finished=error is None)
+        except Exception as second:
+            if error is None:
+                raise
+            error.add_note(f"A callback could not end either: {second!r}")
 
     @property
     def model(self) -> nn.Module:
@@ -86,10 +103,17 @@ class ContinualTrainer:
     @property
     def scores(self) -> ScoreMatrix:
         """R of the objective's main metric: accuracy, R², or for a causal LM the loss."""
-        for metric in MAIN[self.learner.objective]:
-            if metric in self.matrices:
-                return self.matrices[metric]
-        return self._new_matrix(MAIN[self.learner.objective][-1])
+        return self._scoring.main
+
+    @property
+    def matrices(self) -> dict[str, ScoreMatrix]:
+        """R of every metric, by name."""
+        return self._scoring.matrices
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that were trained."""
+        return self._scoring.tasks
 
     def train_task(
         self,
@@ -106,78 +130,83 @@ class ContinualTrainer:
             val_loader: held-out rows, the same; None leaves the task's column of R empty.
             task_id: a number of its own for each task.
             task_name: its name in results; "task_<task_id>" by default.
-            num_epochs: passes over the rows.
+            num_epochs: passes over the rows; with early stopping at most so many.
 
         Returns:
             The task's own scores after training; empty without `val_loader`.
 
         Raises:
-            ConfigError: a task of this name was trained already, or `num_epochs` is below 1.
+            ConfigError: a task of this name was trained already, or of this id where the strategy is told tasks;
+                `num_epochs` is below 1; early stopping without `val_loader`.
             NonFiniteError: loss or gradient is nan or infinite; the weights are as before that step.
+            Exception: what a callback raised. Model and trainer are as they were when the callback was told; a
+                task that was trained stays so, with its scores and files.
         """
         name = task_name if task_name is not None else f"task_{task_id}"
-        if name in self.tasks:
-            raise ConfigError(f"task {name!r} was trained already; give each task its own task_id or task_name")
-        if num_epochs < 1:
-            raise ConfigError(f"num_epochs must be at least 1, got {num_epochs}")
+        self._refuse(name, str(task_id), val_loader, num_epochs)
+        where = {} if self.output_dir is None else {"folder": str(self.output_dir)}
+        self._events.begin({**self._facts(), **where})
+        own_id = str(task_id) not in self._names
+        self._names.setdefault(str(task_id), name)
         try:
             return self._train_task(name, train_loader, val_loader, num_epochs)
         finally:
-            if name not in self.tasks:  # it failed: R keeps the tasks that were trained
-                self._evaluations.pop(name, None)
-                for matrix in self.matrices.values():
-                    matrix.drop(name)
-            if self._log is not None:
-                self._log.close()
-                self._log_size, self._log = self._log.size, None
+            if name not in self.tasks:  # it failed
+                if own_id:
+                    del self._names[str(task_id)]
+                self._scoring.drop(name)
+                self._events.forget()
+            self._events.rest()
+
+    def _refuse(self, name: str, task_id: str, val_loader: Any, num_epochs: int) -> None:
+        if self._closed:
+            raise UsageError("this trainer was closed; train all tasks first, or save it and load it again")
+        if name in self.tasks:
+            raise ConfigError(f"task {name!r} was trained already; give each task its own task_id or task_name")
+        if self.strategy.wants_task_ids and task_id in self._names:
+            raise ConfigError(
+                f"task_id {task_id} is task {self._names[task_id]!r} already, and {self.strategy.name} answers by "
+                "task; give each task its own task_id"
+            )
+        if num_epochs < 1:
+            raise ConfigError(f"num_epochs must be at least 1, got {num_epochs}")
+        if self._stopper is not None and val_loader is None:
+            raise ConfigError(
+                f"task {name!r}: early_stopping needs held-out rows; give val_loader, or leave it out"
+            )
 
     def _train_task(self, name: str, train_loader: Any, val_loader: Any, num_epochs: int) -> dict[str, float]:
         learner, index = self.learner, len(self.tasks)
         rows, source = read_source(train_loader, name, learner.objective, self.settings.batch_size, self.seed)
         held = read_rows(val_loader, name, learner.objective) if val_loader is not None else []
-        if held:
-            self._evaluations[name] = held
-            self._record(index, name, learner.score(held))
-            if index:
-                self._record(0, name, self._with_initial_weights(lambda: learner.score(held)))
         task = Task(name, rows, held)
         phases = learner.phases(task, num_epochs)
+        self._events.write(
+            "task",
+            step=learner.steps,
+            task=name,
+            stage=index + 1,
+            rows=len(rows),
+            held_out_rows=len(held),
+            phases=[{"phase": phase.name, "epochs": phase.epochs} for phase in phases],
+        )
+        if held:
+            found = self._scoring.before(name, held)
+            if self._stopper is not None:
+                self._stopper.check(found, name)
         learner.begin_task(task, index, self._horizon(source, phases))
-        clock = time.perf_counter()
-        for position, result in fit(learner, source, phases):
-            if result.skipped:
-                warnings.warn(result.skipped, stacklevel=4)
-                self._write("skipped", step=learner.steps, task=name, reason=result.skipped)
-                clock = time.perf_counter()
-                continue
-            self._write(
-                "step",
-                step=learner.steps,
-                task=name,
-                stage=index + 1,
-                epoch=position.epoch,
-                loss=result.loss,
-                lr=result.lr,
-                tokens=result.tokens,
-                tokens_per_second=round(result.tokens / max(time.perf_counter() - clock, 1e-9), 1),
-                gradient_norm=result.gradient_norm,
-                replayed=result.replayed_rows,
-                **result.logged,
-            )
-            self._seconds += time.perf_counter() - clock
-            clock = time.perf_counter()
+        self._events.tell()
+        training = TaskTraining(learner, self._events, task, index + 1, self._stopper, self.settings.score_epochs)
+        try:
+            training.run(source, phases)
+        finally:
+            self._seconds += training.seconds
         learner.end_task()
-        self.tasks.append(name)
-        for matrix in self.matrices.values():
-            if name not in matrix.tasks:
-                matrix.record(index + 1, name, math.nan)
-        found: dict[str, float] = {}
-        for other, examples in self._evaluations.items():
-            values = learner.score(examples)
-            self._record(index + 1, other, values)
-            if other == name:
-                found = values
+        found = self._scoring.after(name)
+        self._events.write("task_end", step=learner.steps, task=name, stage=index + 1, phases=training.phases)
+        # Only now, so that what was trained is kept whatever a callback does.
         self._write_out()
+        self._events.tell()
         return found
 
     def evaluate(self, loader: Any, task_id: int | None = None) -> dict[str, float]:
@@ -185,13 +214,36 @@ class ContinualTrainer:
 
         Args:
             loader: DataLoader, Dataset or list of rows.
-            task_id: the task, for strategies that need to be told; none so far does.
+            task_id: the rows' task. Only strategies with `wants_task_ids` answer by it; None lets such a strategy
+                infer the task of each row.
 
         Returns:
             "loss", and "accuracy" for classification, or "rmse", "mae" and "r2" for regression.
+
+        Raises:
+            ConfigError: a strategy that answers by task, and no task of this id was trained; or a regression
+                without `task_id` under such a strategy.
         """
-        name = "evaluation" if task_id is None else f"task_{task_id}"
-        return self.learner.score(read_rows(loader, name, self.learner.objective))
+        if self.strategy.wants_task_ids and task_id is not None and str(task_id) not in self._names:
+            known = ", ".join(f"{key} ({name})" for key, name in self._names.items()) or "none yet"
+            raise ConfigError(
+                f"task_id {task_id} was not trained, and {self.strategy.name} answers by task; known: {known}. "
+                "Without task_id each row's task is inferred"
+            )
+        name = "evaluation" if task_id is None else self._names.get(str(task_id), f"task_{task_id}")
+        rows = read_rows(loader, name, self.learner.objective)
+        return self.learner.score(self.learner.identified(rows) if task_id is None else rows)
+
+    def close(self) -> None:
+        """All tasks are trained: let the callbacks end. Scores, evaluation and `save` go on as before."""
+        self._close(finished=True)
+
+    def _close(self, finished: bool) -> None:
+        closed, self._closed = self._closed, True
+        if not closed:
+            results = summarise(self._outcome(finished), self.matrices, self.scores.metric)
+            files = [] if self.output_dir is None else sorted(p for p in self.output_dir.glob("*") if p.is_file())
+            self._events.end(results, files)
 
     def save(self, path: str | Path) -> Path:
         """Write everything to a folder, in one step: weights, strategy, memory, held-out rows, scores."""
@@ -203,10 +255,8 @@ class ContinualTrainer:
                 "seed": self.seed,
                 "settings": self.settings.model_dump(mode="json"),
                 "strategy": describe(self.strategy),
-                "tasks": self.tasks,
-                "matrices": {metric: matrix.to_dict() for metric, matrix in self.matrices.items()},
-                "evaluations": {name: pack(rows) for name, rows in self._evaluations.items()},
-                "initial": self._initial,
+                "names": dict(self._names),
+                **self._scoring.state_dict(),
                 "seconds": self._seconds,
                 "learner": self.learner.state_dict(),
             },
@@ -214,13 +264,20 @@ class ContinualTrainer:
         return path
 
     @classmethod
-    def load(cls, path: str | Path, model: nn.Module, strategy: Strategy | None = None) -> ContinualTrainer:
+    def load(
+        cls,
+        path: str | Path,
+        model: nn.Module,
+        strategy: Strategy | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> ContinualTrainer:
         """The trainer that was saved, on a model of the same architecture.
 
         Args:
             path: the folder that `save` wrote.
             model: takes the saved weights; weights that were frozen all along must be in it already.
             strategy: needed only where it is a class of your own.
+            callbacks: as for a new trainer; they begin with the next task.
 
         Raises:
             RunError: not a readable checkpoint.
@@ -239,14 +296,13 @@ class ContinualTrainer:
                 f"{path}: was saved with {_in_words(completed(state['strategy']))}, and the strategy given is "
                 f"{_in_words(describe(strategy))}; leave strategy= out, or give one with the same settings"
             )
-        trainer = cls(model, strategy, settings, state["objective"], seed=state["seed"])
+        trainer = cls(model, strategy, settings, state["objective"], seed=state["seed"], callbacks=callbacks)
         for index, name in enumerate(state["tasks"]):
             trainer.learner.begin_task(Task(name, ()), index, 1, resuming=True)
         trainer.learner.load_state_dict(state["learner"])
-        trainer.tasks = list(state["tasks"])
-        trainer.matrices = {metric: ScoreMatrix.from_dict(saved) for metric, saved in state["matrices"].items()}
-        trainer._evaluations = {name: unpack(rows) for name, rows in state["evaluations"].items()}
-        trainer._initial = dict(state["initial"])
+        trainer._scoring.load_state_dict(state)
+        older = {name.removeprefix("task_"): name for name in trainer.tasks}  # what was saved without ids
+        trainer._names = dict(state.get("names", older))
         trainer._seconds = state["seconds"]
         return trainer
 
@@ -257,62 +313,48 @@ class ContinualTrainer:
         needs = schedule.type != "constant" or 0 < schedule.warmup < 1
         return total_steps(source, phases) if needs else None
 
-    def _with_initial_weights(self, action: Callable[[], dict[str, float]]) -> dict[str, float]:
-        own: dict[str, Tensor] = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        own = {name: value for name, value in own.items() if name in self._initial}
-        now = {name: value.detach().clone() for name, value in own.items()}
-        with torch.no_grad():
-            try:
-                for name, p in own.items():
-                    p.copy_(self._initial[name])
-                return action()
-            finally:
-                for name, p in own.items():
-                    p.copy_(now[name])
-
-    def _new_matrix(self, metric: str) -> ScoreMatrix:
-        """An empty matrix with a column for every task so far, so that R stays [T+1, T]."""
-        matrix = ScoreMatrix(metric, HIGHER_IS_BETTER[metric])
-        for i, task in enumerate(self.tasks, start=1):
-            matrix.record(i, task, math.nan)
-        return matrix
-
-    def _record(self, row: int, task: str, values: Mapping[str, float]) -> None:
-        for metric, value in values.items():
-            if metric not in self.matrices:
-                self.matrices[metric] = self._new_matrix(metric)
-            self.matrices[metric].record(row, task, value)
-        self._write("evaluation", step=self.learner.steps, row=row, task=task, metrics=values)
-
-    def _write(self, event: str, **values: Any) -> None:
-        if self.output_dir is None:
-            return
-        if self._log is None:
-            self._log = MetricsLog(self.output_dir / "metrics.jsonl", self._log_size)
-        self._log.write(event, **values)
-
-    def _write_out(self) -> None:
-        if self.output_dir is None:
-            return
+    def _facts(self) -> dict[str, Any]:
+        """What is trained, and how."""
         trainable, total = count_parameters(self.model)
-        facts = {
-            "name": self.output_dir.name,
-            "strategy": self.strategy.name,
+        return {
+            "name": "training" if self.output_dir is None else self.output_dir.name,
+            "strategy": _name_of(self.strategy),
+            "task_identity": "told" if self.strategy.wants_task_ids else None,
             "model": type(self.model).__name__,
             "tuning": "full",
+            "objective": self.learner.objective,
+            "settings": {
+                **self.settings.model_dump(mode="json"),
+                "continual_strategy": describe(self.strategy) or {},
+            },
             "seed": self.seed,
             "tasks": self.tasks,
+            "parameters": {"trainable": trainable, "total": total},
+        }
+
+    def _outcome(self, finished: bool = True) -> dict[str, Any]:
+        """What results.json holds beside the scores."""
+        return {
+            **self._facts(),
             "stages": self.tasks,
-            "finished": True,
+            "finished": finished,
             "steps": self.learner.steps,
             "seconds": round(self._seconds, 3),
-            "parameters": {"trainable": trainable, "total": total},
             "probe": {},
             "replay": None,
         }
-        write_scores(self.output_dir, self.matrices, self.scores.metric)
-        write_results(self.output_dir, facts, self.matrices, self.scores.metric)
-        self.save(self.output_dir / "checkpoints" / f"task-{len(self.tasks):03d}")
+
+    def _write_out(self) -> None:
+        if self.output_dir is not None:
+            write_scores(self.output_dir, self.matrices, self.scores.metric)
+            write_results(self.output_dir, self._outcome(), self.matrices, self.scores.metric)
+            self.save(self.output_dir / "checkpoints" / f"task-{len(self.tasks):03d}")
+
+
+def _name_of(strategy: Strategy) -> str:
+    """As on the command line: members joined by "+"."""
+    members = strategy.strategies if isinstance(strategy, Chain) else (strategy,)
+    return "+".join(member.name or type(member).__name__ for member in members)
 
 
 def _in_words(described: Mapping[str, Any] | None) -> str:

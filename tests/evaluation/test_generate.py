@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from perdure.evaluation.generate import generate, matches
+from perdure.evaluation.generate import generate, generate_through, matches
 from perdure.models.adapters import tune
 from perdure.models.load import load
+from perdure.models.objectives import collate, forward
+from perdure.types import IGNORE, Batch, Example, Output
 
 END = 2
 
@@ -43,6 +45,31 @@ def test_batched_equals_one_by_one(make_lm: Any, kind: str, batch_size: int) -> 
     expected = [by_hand(model, prompt, 8)[0] for prompt in prompts()]
     assert len({tuple(answer) for answer in expected}) > 3
     assert generate(model, prompts(), 8, END, batch_size) == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "lfm2"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("max_length", [None, 10])
+def test_through_a_forward_pass_it_is_the_same(
+    make_lm: Any, kind: str, batch_size: int, max_length: int | None
+) -> None:
+    """Without a cache, padded on the right; the prompt has no labels, what follows it has."""
+    model = make_lm(kind, seed=3, spread=0.3)
+    rows = [Example(str(i), "t", x=ids, y=torch.full_like(ids, IGNORE)) for i, ids in enumerate(prompts())]
+
+    def passed(model: Any, batch: Batch) -> Output:
+        for row in batch.examples:
+            length = len(prompts()[int(row.key)])
+            assert row.x is not None
+            assert row.y is not None
+            assert (row.y[:length] == IGNORE).all()
+            assert torch.equal(row.y[length:], row.x[length:])
+        return forward(model, batch)
+
+    found = generate_through(
+        passed, lambda rows: collate(rows, "causal_lm"), model, rows, 8, END, batch_size, max_length=max_length
+    )
+    assert found == generate(model, prompts(), 8, END, batch_size, max_length=max_length)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "bitnet", "lfm2"])

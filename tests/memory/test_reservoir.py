@@ -341,24 +341,24 @@ class SortsEachTime(ReservoirBuffer):
 
 
 def test_sorting_at_each_offer_is_far_slower() -> None:
-    """20,000 offers into 1,000 places, one after the other on the same machine: ten times the time and more."""
+    """5,000 offers into 1,000 places, one after the other on the same machine: ten times the time and more."""
     seconds = []
     for make in (ReservoirBuffer, SortsEachTime):
-        buffer, start = make(1_000), time.perf_counter()
-        for number in range(20_000):
+        buffer, start = make(1_000), time.process_time()
+        for number in range(5_000):
             buffer.offer((number,))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert seconds[1] > 10 * seconds[0]
 
 
 def test_200_000_offers_take_seconds() -> None:
     """O(log k) an offer, more than a million a second at its best: 4 s leaves room for slow machines."""
     numbers = count()
-    start = time.perf_counter()
+    start = time.process_time()
     buffer = ReservoirBuffer(1_000)
     for _ in range(200_000):
         buffer.offer((next(numbers),))
-    assert time.perf_counter() - start < 4
+    assert time.process_time() - start < 4
     assert len(buffer) == 1_000
     assert buffer.seen == 200_000
 

@@ -14,7 +14,29 @@ from torch import nn
 
 from perdure.config import TrainingSettings, validate
 from perdure.memory import BalancedBuffer
-from perdure.strategies import AGEM, EWC, GEM, MAS, SI, Chain, DERpp, FreezeBottom, LwF, Naive, Replay, Strategy
+from perdure.strategies import (
+    AGEM,
+    EMA,
+    EWC,
+    GEM,
+    MAS,
+    OSF,
+    PNN,
+    SI,
+    SLAO,
+    TIES,
+    Chain,
+    DERpp,
+    FreezeBottom,
+    LwF,
+    MagMax,
+    Naive,
+    OLoRA,
+    PackNet,
+    PromptPool,
+    Replay,
+    Strategy,
+)
 from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit
 from perdure.types import Example, Task
@@ -36,12 +58,35 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "gem": lambda: GEM(per_task=5, margin=0.1),
     "agem": lambda: AGEM(per_task=5, sample=3),
     "freeze-bottom": FreezeBottom,
+    "packnet": PackNet,
+    "packnet-gradient": lambda: PackNet(0.4, use_magnitude_pruning=False, retrain_epochs=2),
+    "packnet-start": lambda: PackNet(prune_to="start"),
+    "pnn": lambda: PNN(rank=2),
+    "prompt-pool": lambda: PromptPool(size=5, length=2),
+    "prompt-pool-deep": lambda: PromptPool(
+        size=5, length=2, top=3, deep=True, diversity="frequency", keys="uniform"
+    ),
+    "olora": lambda: OLoRA(strength=0.1),
+    "olora+replay": lambda: Chain([OLoRA(strength=0.1), Replay(capacity=6)]),
+    "osf": lambda: OSF(effective_rank=0.4, growth=0.2),
+    "osf-first": lambda: OSF(effective_rank=0.4, start=0, rest="trained"),
+    "osf+replay": lambda: Chain([OSF(), Replay(capacity=6)]),
+    "slao": SLAO,
+    "magmax": lambda: MagMax(scale=0.8),
+    "ties": lambda: TIES(density=0.3),
+    "ties-last": lambda: TIES(density=0.3, scale=1.2, start="last"),
+    "ema": EMA,
+    "ema-step": lambda: EMA(decay=0.8, every="step", start="merged"),
     "replay+ewc": lambda: Chain([Replay(capacity=6), EWC(strength=5.0)]),
     "ewc+replay": lambda: Chain([EWC(strength=5.0, fisher="true"), Replay(capacity=6, ratio=0.5)]),
     "si+replay": lambda: Chain([SI(strength=5.0), Replay(capacity=6)]),
     "lwf+derpp": lambda: Chain([LwF(), DERpp(capacity=6)]),
+    "packnet+ewc": lambda: Chain([PackNet(prune_percentage=0.6), EWC(strength=5.0)]),
     "mas+agem": lambda: Chain([MAS(strength=0.5), AGEM(per_task=5, sample=3)]),
     "freeze-bottom+lwf+ewc": lambda: Chain([FreezeBottom(), LwF(), EWC(strength=5.0)]),
+    "ewc+ema": lambda: Chain([EWC(strength=5.0), EMA(decay=0.4)]),
+    "replay+magmax": lambda: Chain([Replay(capacity=6), MagMax()]),
+    "prompt-pool+replay": lambda: Chain([PromptPool(size=6, length=2), Replay(capacity=6)]),
 }
 # Worlds that a strategy refuses at construction, and what it says.
 REFUSED = {
@@ -49,7 +94,43 @@ REFUSED = {
         ("ewc-weight", world): "the model has no LoRA adapter"
         for world in ("mlp", "regression", "llama", "llama-soft")
     },
+    **{
+        (name, world): "the model has no LoRA adapter"
+        for name in ("olora", "olora+replay", "slao")
+        for world in ("mlp", "regression", "llama", "llama-soft")
+    },
+    **{
+        (name, world): "use --tuning full"
+        for name in ("osf", "osf-first", "osf+replay")
+        for world in ("llama-lora", "llama-soft")
+    },
+    ("pnn", "llama"): "a column of a language model is an adapter",
+    **{
+        (name, world): what
+        for name in ("prompt-pool", "prompt-pool-deep", "prompt-pool+replay")
+        for world, what in (
+            ("mlp", "needs a causal language model"),
+            ("regression", "needs a causal language model"),
+            ("llama-lora", "use full tuning"),
+            ("llama-soft", "use full tuning"),
+        )
+    },
+    **{
+        (name, "llama-soft"): "nothing to prune"
+        for name in ("packnet", "packnet-gradient", "packnet-start", "packnet+ewc")
+    },
     **{(name, "llama-soft"): "would be left to train" for name in ("freeze-bottom", "freeze-bottom+lwf+ewc")},
+}
+# Strategies that are not plain training on the first task (law 1), and why.
+EXEMPT: dict[str, str] = {
+    "osf-first": "preserves directions of the weights that it was given",
+    **dict.fromkeys(
+        ("packnet", "packnet-gradient", "packnet-start", "packnet+ewc"), "prunes and retrains in the first task too"
+    ),
+    **dict.fromkeys(
+        ("prompt-pool", "prompt-pool-deep", "prompt-pool+replay"),
+        "trains prompts before a frozen model from the first task on",
+    ),
 }
 ROWS, BATCH, EPOCHS = 10, 4, 2
 

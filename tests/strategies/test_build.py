@@ -27,7 +27,7 @@ def test_plus_makes_a_chain_in_order() -> None:
 def test_unknown_names_list_what_exists() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"unknown strategy 'ewcc'. Did you mean 'ewc'\? Known: agem, derpp, ewc, freeze-bottom, gem",
+        match=r"unknown strategy 'ewcc'. Did you mean 'ewc'\? Known: agem, derpp, ema, ewc, freeze-bottom, gem",
     ):
         build("ewcc")
     with pytest.raises(ConfigError, match=r"unknown setting of ewc 'strenght'\. Did you mean 'strength'"):

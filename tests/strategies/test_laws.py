@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.osf import OSFLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ from perdure.training import checkpoint
 from perdure.training.learner import Learner
 from perdure.training.loop import fit
 
-from .conftest import REFUSED, STRATEGIES, WORLDS
+from .conftest import EXEMPT, REFUSED, STRATEGIES, WORLDS
 
 EPOCHS = 2
 
@@ -69,6 +70,9 @@ def plain_loss(world: Any, model: nn.Module, rows: Any) -> Tensor:
 
 def test_first_task_equals_plain_training_bit_for_bit(world: Any, make_strategy: Callable[[], Strategy]) -> None:
     """Law 1, against a loop written by hand that knows nothing of perdure's."""
+    name = next(name for name, make in STRATEGIES.items() if make is make_strategy)
+    if name in EXEMPT:
+        pytest.skip(f"{name} {EXEMPT[name]}")
     learner = world.learner(make_strategy())
     torch.manual_seed(7)
     results = [result for _, _, result in world.train(learner, upto=1)]
@@ -146,15 +150,17 @@ def test_killed_and_resumed_ends_the_same(
 ) -> None:
     """Law 2: 6 steps a task, so that 1 is in the first, 6 at its end, 11 in the second."""
     resumed = killed_and_resumed(world, make_strategy, at, tmp_path / "saved")
-    assert everything(world, resumed) == undisturbed(world.name, make_strategy)
+    assert everything(world, resumed) == undisturbed(world.name, make_strategy)[0]
 
 
 @cache
-def undisturbed(world_name: str, make: Callable[[], Strategy]) -> str:
-    """Everything that an undisturbed run ends with."""
+def undisturbed(world_name: str, make: Callable[[], Strategy]) -> tuple[str, dict[str, Any]]:
+    """Everything that an undisturbed run ends with, and the strategy's state alone."""
     world = WORLDS[world_name]
     torch.manual_seed(5)
-    return everything(world, world.run(world.learner(make())))
+    learner = world.run(world.learner(make()))
+    state = copy.deepcopy(learner.strategy.state_dict())
+    return everything(world, learner), state
 
 
 @pytest.mark.parametrize("make", [lambda: Replay(capacity=6), lambda: EWC(strength=5.0)])
@@ -178,8 +184,7 @@ def test_state_round_trip_is_the_identity(
     world: Any, make_strategy: Callable[[], Strategy], tmp_path: Path
 ) -> None:
     """Law 3: through the disk and back, into a strategy that has seen nothing."""
-    learner = world.run(world.learner(make_strategy()))
-    state = learner.strategy.state_dict()
+    _, state = undisturbed(world.name, make_strategy)
     checkpoint.save(tmp_path / "saved", state)
     other = world.learner(make_strategy())
     for i, task in enumerate(world.tasks):
@@ -224,12 +229,23 @@ def test_micro_batches_equal_the_big_batch(
             small = copy.copy(world)
             object.__setattr__(small, "tasks", tasks)
             small.run(learner)
-            ends.append([p.detach().clone() for p in learner.model.parameters()])
+            ends.append(weights_of(learner.model))
         for other in ends[1:]:
             for one, two in zip(ends[0], other, strict=True):
                 torch.testing.assert_close(one, two, rtol=0, atol=tolerance)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """The parameters; of a layer held as the factors of an SVD, whose signs are anybody's, what they make."""
+    made = {f"{name}.": m for name, m in model.named_modules() if isinstance(m, OSFLayer)}
+    found = [p.detach().clone() for name, p in model.named_parameters() if not name.startswith(tuple(made))]
+    for layer in made.values():
+        bias = layer.base_layer.bias
+        change = layer.get_delta_weight(layer.active_adapters[0])
+        found += [(layer.base_layer.weight + change).detach(), *([] if bias is None else [bias.detach().clone()])]
+    return found
 
 
 def cast(task: Any, dtype: torch.dtype) -> Any:
@@ -255,11 +271,12 @@ def test_a_chain_member_never_shifts_anothers_draws(mlp_world: Any) -> None:
         assert torch.equal(alone.importance[name], behind.importance[name])
 
 
-def check_no_trace(world: Any, learner: Learner, at: int) -> None:
-    """A step on a model that says nan is refused, and the state is that of before it, draws included."""
-    for done, (index, _, _) in enumerate(world.train(learner), start=1):
-        if done == at:
-            assert index == (at > 6)
+def check_no_trace(world: Any, learner: Learner, task: int) -> None:
+    """A step on a model that says nan, after two of the task, is refused; the state is as before it, draws too."""
+    done = 0
+    for index, _, _ in world.train(learner):
+        done += index == task
+        if done == 2:
             before = digest(learner.state_dict())
             spoilt = learner.model.register_forward_hook(_nan)
             with pytest.raises(NonFiniteError):
@@ -278,9 +295,9 @@ def _nan(module: nn.Module, inputs: Any, output: Any) -> Any:
     return output
 
 
-@pytest.mark.parametrize("at", [2, 8], ids=["first task", "second task"])
-def test_a_step_that_failed_leaves_no_trace(world: Any, make_strategy: Callable[[], Strategy], at: int) -> None:
-    check_no_trace(world, world.learner(make_strategy()), at)
+@pytest.mark.parametrize("task", [0, 1], ids=["first task", "second task"])
+def test_a_step_that_failed_leaves_no_trace(world: Any, make_strategy: Callable[[], Strategy], task: int) -> None:
+    check_no_trace(world, world.learner(make_strategy()), task)
 
 
 def _forgetful(make: Callable[[], Strategy]) -> Strategy:
@@ -293,7 +310,7 @@ def _forgetful(make: Callable[[], Strategy]) -> Strategy:
 @pytest.mark.parametrize("name", ["replay", "replay-tokens", "derpp", "agem", "replay+ewc"])
 def test_draws_that_are_not_given_back_are_caught(name: str, mlp_world: Any) -> None:
     with pytest.raises(AssertionError):
-        check_no_trace(mlp_world, mlp_world.learner(_forgetful(STRATEGIES[name])), 8)
+        check_no_trace(mlp_world, mlp_world.learner(_forgetful(STRATEGIES[name])), 1)
 
 
 def test_an_error_within_a_step_leaves_no_trace(mlp_world: Any) -> None:

@@ -24,13 +24,19 @@ from perdure.training.settings import RunSettings
 FILES = ("a.jsonl", "a-test.jsonl", "b.jsonl", "b-test.jsonl", "c.jsonl", "c-test.jsonl", "probe-test.jsonl")
 
 
-@pytest.fixture
-def data(tiny: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A folder with the tasks' rows, each with an id such as "a0" or "b-test1", without those in `gone`."""
+@pytest.fixture(scope="module")
+def data(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A folder with the tasks' rows, each with an id such as "a0" or "b-test1", without those in `gone`.
 
-    def make(name: str, gone: Iterable[str] = ()) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
+    One for each `gone`; a test that changes it takes a copy.
+    """
+    made: dict[frozenset[str], Path] = {}
+
+    def make(gone: Iterable[str] = ()) -> Path:
+        gone = frozenset(gone)
+        if gone in made:
+            return made[gone]
+        folder = made[gone] = tmp_path_factory.mktemp("data")
         for file in FILES:
             lines = []
             for number, line in enumerate((tiny / file).read_text().splitlines()):
@@ -41,6 +47,36 @@ def data(tiny: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def ran(data: Any, finished: Any) -> Callable[..., Path]:
+    """Path of a run on the files without the rows in `gone`; one a setting, and what erases takes a copy."""
+
+    def get(gone: Iterable[str] = (), **changes: Any) -> Path:
+        return finished(**{"strategy": "naive", **changes}, data=str(data(gone)))
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def extended(
+    ran: Any, data: Any, execute: Any, settings: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The same, of a run that went on with task c after it had ended."""
+    done: dict[str, Path] = {}
+    task = TaskSpec(name="c", train="c.jsonl", evaluation="c-test.jsonl")
+
+    def get(gone: Iterable[str] = (), **changes: Any) -> Path:
+        name = json.dumps([sorted(gone), changes])
+        if name not in done:
+            path = shutil.copytree(ran(gone, **changes), tmp_path_factory.mktemp("extended") / "run")
+            asked = settings(**{"strategy": "naive", **changes}, data=str(data(gone)))
+            execute(asked.model_copy(update={"extensions": (task,)}), path)
+            done[name] = path
+        return done[name]
+
+    return get
 
 
 def result(path: Path) -> dict[str, bytes]:
@@ -78,55 +114,43 @@ def run_erase(path: Path, *keys: str, retrain: bool = False, run: Any = Run) -> 
     ids=str,
 )
 def test_equals_the_run_on_files_without_the_rows(
-    settings: Any, data: Any, execute: Any, tmp_path: Path, changes: Any, gone: Any, retrained: Any, rescored: Any
+    ran: Any, execute: Any, tmp_path: Path, changes: Any, gone: Any, retrained: Any, rescored: Any
 ) -> None:
-    execute(settings(**changes, data=str(data("all"))), tmp_path / "run")
-    execute(settings(**changes, data=str(data("less", gone))), tmp_path / "clean")
-    before = result(tmp_path / "run")
-    assert before != result(tmp_path / "clean")
-    way = run_erase(tmp_path / "run", *gone)
+    path, clean = shutil.copytree(ran(**changes), tmp_path / "run"), ran(gone, **changes)
+    assert result(path) != result(clean)
+    way = run_erase(path, *gone)
     assert (way.retrained, way.rescored) == (retrained, rescored)
-    assert result(tmp_path / "run") == result(tmp_path / "clean")
-    events = [json.loads(line) for line in (tmp_path / "run" / "erasures.jsonl").read_text().splitlines()]
+    assert result(path) == result(clean)
+    events = [json.loads(line) for line in (path / "erasures.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["begun", "done"]
     assert events[1]["keys"] == sorted(map(fingerprint, gone))
     assert events[1]["before"] != events[1]["after"]
-    assert RunFolder(tmp_path / "run").erasing is None
-    for file in tmp_path.joinpath("run").rglob("*"):
+    assert RunFolder(path).erasing is None
+    for file in path.rglob("*"):
         if file.is_file():
             assert not any(f'"{key}"'.encode() in file.read_bytes() for key in gone), file
 
     # It stays gone: the run goes on, and nothing more changes.
-    execute(RunFolder(tmp_path / "run").settings(), tmp_path / "run")
-    assert result(tmp_path / "run") == result(tmp_path / "clean")
-    assert run_erase(tmp_path / "run", *gone) is None
-
-
-def extended(execute: Any, settings: RunSettings, path: Path) -> None:
-    execute(settings, path)
-    task = TaskSpec(name="c", train="c.jsonl", evaluation="c-test.jsonl")
-    execute(settings.model_copy(update={"extensions": (task,)}), path)
+    execute(RunFolder(path).settings(), path)
+    assert result(path) == result(clean)
+    assert run_erase(path, *gone) is None
 
 
 @pytest.mark.parametrize("gone", [["c1"], ["a1"], ["b1", "c-test0"], ["a-test0", "c2"]], ids=str)
-def test_an_extended_run_is_extended_again(
-    settings: Any, data: Any, execute: Any, tmp_path: Path, gone: list[str]
-) -> None:
+def test_an_extended_run_is_extended_again(extended: Any, tmp_path: Path, gone: list[str]) -> None:
     share = {"strategy": "replay", "continual_strategy": {"replay": {"capacity": "60%"}}}
-    extended(execute, settings(**share, data=str(data("all"))), tmp_path / "run")
-    extended(execute, settings(**share, data=str(data("less", gone))), tmp_path / "clean")
-    run_erase(tmp_path / "run", *gone)
-    assert result(tmp_path / "run") == result(tmp_path / "clean")
-    assert [task.name for task in RunFolder(tmp_path / "run").settings().extensions] == ["c"]
+    path, clean = shutil.copytree(extended(**share), tmp_path / "run"), extended(gone, **share)
+    run_erase(path, *gone)
+    assert result(path) == result(clean)
+    assert [task.name for task in RunFolder(path).settings().extensions] == ["c"]
 
 
 @pytest.mark.parametrize("place", ["_rewind", "_rescore", "execute", "write_log"])
 def test_an_erasure_that_was_stopped_is_finished(
-    settings: Any, data: Any, execute: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    ran: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     gone = ["b1", "a-test0"]
-    execute(settings(strategy="replay", data=str(data("all"))), tmp_path / "run")
-    execute(settings(strategy="replay", data=str(data("less", gone))), tmp_path / "clean")
+    path = shutil.copytree(ran(strategy="replay"), tmp_path / "run")
     with monkeypatch.context() as patch:
         calls = []
 
@@ -142,40 +166,37 @@ def test_an_erasure_that_was_stopped_is_finished(
         original = getattr(owner, place)
         patch.setattr(owner, place, stop)
         with pytest.raises(KeyboardInterrupt):
-            run_erase(tmp_path / "run", *gone)
-    assert RunFolder(tmp_path / "run").erasing is not None
-    run_erase(tmp_path / "run")
-    assert RunFolder(tmp_path / "run").erasing is None
-    assert result(tmp_path / "run") == result(tmp_path / "clean")
+            run_erase(path, *gone)
+    assert RunFolder(path).erasing is not None
+    run_erase(path)
+    assert RunFolder(path).erasing is None
+    assert result(path) == result(ran(gone, strategy="replay"))
 
 
-def test_without_an_early_enough_checkpoint_a_full_retrain_is_offered(
-    settings: Any, data: Any, execute: Any, tmp_path: Path
-) -> None:
-    execute(settings(data=str(data("all"))), tmp_path / "run")
-    execute(settings(data=str(data("less", ["b1"]))), tmp_path / "clean")
-    (early,) = (tmp_path / "run" / "checkpoints").glob("stage-001-*")
+def test_without_an_early_enough_checkpoint_a_full_retrain_is_offered(ran: Any, tmp_path: Path) -> None:
+    path = shutil.copytree(ran(), tmp_path / "run")
+    (early,) = (path / "checkpoints").glob("stage-001-*")
     shutil.rmtree(early)
-    before = result(tmp_path / "run")
+    before = result(path)
     with pytest.raises(RunError, match=r"from before task 'b' is gone or torn.*--retrain"):
-        run_erase(tmp_path / "run", "b1")
-    assert result(tmp_path / "run") == before
-    way = run_erase(tmp_path / "run", "b1", retrain=True)
+        run_erase(path, "b1")
+    assert result(path) == before
+    way = run_erase(path, "b1", retrain=True)
     assert way.retrained == ("a", "b")
-    assert result(tmp_path / "run") == result(tmp_path / "clean")
+    assert result(path) == result(ran(["b1"]))
 
 
-def test_a_key_that_no_row_has_changes_nothing(settings: Any, data: Any, execute: Any, tmp_path: Path) -> None:
-    execute(settings(data=str(data("all"))), tmp_path / "run")
-    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert run_erase(tmp_path / "run", "nobody") is None
-    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+def test_a_key_that_no_row_has_changes_nothing(ran: Any, tmp_path: Path) -> None:
+    path = shutil.copytree(ran(), tmp_path / "run")
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert run_erase(path, "nobody") is None
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("step", [2, 8], ids=["in the first stage", "in the second"])
 @pytest.mark.parametrize("kind", ["interrupt", "kill"])
 def test_an_erasure_that_was_stopped_while_it_trained_is_finished(
-    settings: Any, data: Any, execute: Any, Stop: Any, tmp_path: Path, step: int, kind: str
+    ran: Any, Stop: Any, tmp_path: Path, step: int, kind: str
 ) -> None:
     """From the start: no checkpoint between two stages is left while the first one is trained again."""
 
@@ -183,44 +204,41 @@ def test_an_erasure_that_was_stopped_while_it_trained_is_finished(
         raise KeyboardInterrupt
 
     changes = {"strategy": "replay", "checkpoint_every": 1}
-    execute(settings(**changes, data=str(data("all"))), tmp_path / "run")
-    execute(settings(**changes, data=str(data("less", ["a1"]))), tmp_path / "clean")
+    path = shutil.copytree(ran(**changes), tmp_path / "run")
     display = Stop(step=step, act=None if kind == "interrupt" else kill)
     with pytest.raises(BaseException) as stopped:
-        run_erase(tmp_path / "run", "a1", run=lambda plan, folder: Run(plan, folder, display))
+        run_erase(path, "a1", run=lambda plan, folder: Run(plan, folder, display))
     assert stopped.type in (Interrupted, KeyboardInterrupt)
-    run_erase(tmp_path / "run")
-    assert RunFolder(tmp_path / "run").erasing is None
-    assert result(tmp_path / "run") == result(tmp_path / "clean")
+    run_erase(path)
+    assert RunFolder(path).erasing is None
+    assert result(path) == result(ran(["a1"], **changes))
 
 
 @pytest.mark.parametrize("step", [3, 9])
 def test_an_erasure_of_an_extended_run_that_was_stopped_is_finished(
-    settings: Any, data: Any, execute: Any, Stop: Any, tmp_path: Path, step: int
+    extended: Any, Stop: Any, tmp_path: Path, step: int
 ) -> None:
     """Step 3 is in the second task, step 9 in the extension."""
-    extended(execute, settings(data=str(data("all"))), tmp_path / "run")
-    extended(execute, settings(data=str(data("less", ["b1"]))), tmp_path / "clean")
+    path = shutil.copytree(extended(), tmp_path / "run")
     display = Stop(step=step)
     with pytest.raises(Interrupted):
-        run_erase(tmp_path / "run", "b1", run=lambda plan, folder: Run(plan, folder, display))
-    run_erase(tmp_path / "run")
-    assert result(tmp_path / "run") == result(tmp_path / "clean")
+        run_erase(path, "b1", run=lambda plan, folder: Run(plan, folder, display))
+    run_erase(path)
+    assert result(path) == result(extended(["b1"]))
 
 
 @pytest.mark.parametrize(
     "gone", [[f"b-test{i}" for i in range(3)], ["a-test0", "a-test1", "a-test2", "b3"]], ids=str
 )
 def test_a_task_without_held_out_rows_left_has_no_scores(
-    settings: Any, data: Any, execute: Any, tmp_path: Path, gone: list[str]
+    ran: Any, settings: Any, data: Any, execute: Any, tmp_path: Path, gone: list[str]
 ) -> None:
-    everything = data("all")
-    less = data("less", gone)
-    execute(settings(data=str(everything)), tmp_path / "run")
+    less = shutil.copytree(data(gone), tmp_path / "less")
+    shutil.copytree(ran(), tmp_path / "run")
     run_erase(tmp_path / "run", *gone)
     # An empty file of held-out rows is refused: one row that is erased as well stands in for it.
     emptied = gone[0].split("-")[0]
-    row = (everything / f"{emptied}-test.jsonl").read_text().splitlines()[0]
+    row = (data() / f"{emptied}-test.jsonl").read_text().splitlines()[0]
     (less / f"{emptied}-test.jsonl").write_text(row + "\n")
     key = fingerprint(json.loads(row)["id"])
     execute(settings(data=str(less)).model_copy(update={"erased": (key,)}), tmp_path / "clean")
@@ -237,7 +255,7 @@ def test_a_row_that_a_cap_left_out_does_not_come_in(settings: Any, data: Any, ex
         ]
         return settings(data=str(folder), stream={"tasks": tasks})
 
-    folder = data("all")
+    folder = data()
     execute(asked(folder), tmp_path / "run")
     kept = {row.key for row in make_plan(asked(folder)).stages[1].train}
     out = sorted({f"b{i}" for i in range(6)} - kept)
@@ -246,13 +264,12 @@ def test_a_row_that_a_cap_left_out_does_not_come_in(settings: Any, data: Any, ex
     assert (way.retrained, way.rescored) == ((), ())
     first = sorted(kept)[0]
     run_erase(tmp_path / "run", first)
-    execute(asked(data("less", [out[0], first])), tmp_path / "clean")
+    execute(asked(data([out[0], first])), tmp_path / "clean")
     assert result(tmp_path / "run") == result(tmp_path / "clean")
 
 
-def test_what_was_left_lying_about_is_gone(settings: Any, data: Any, execute: Any, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    execute(settings(strategy="replay", data=str(data("all"))), folder.path)
+def test_what_was_left_lying_about_is_gone(ran: Any, tmp_path: Path) -> None:
+    folder = RunFolder(shutil.copytree(ran(strategy="replay"), tmp_path / "run"))
     for name in (".step-00000003.partial", ".final.unreadable"):
         shutil.copytree(folder.checkpoints / FINAL, folder.checkpoints / name)
     (folder.path / "evaluation.json").write_text("{}")
@@ -262,26 +279,22 @@ def test_what_was_left_lying_about_is_gone(settings: Any, data: Any, execute: An
     assert not (folder.path / "evaluation.json").exists()
 
 
-def test_a_link_among_the_checkpoints_is_removed_and_not_what_it_leads_to(
-    settings: Any, data: Any, execute: Any, tmp_path: Path
-) -> None:
-    execute(settings(data=str(data("all"))), tmp_path / "run")
-    (early,) = (tmp_path / "run" / "checkpoints").glob("stage-001-*")
+def test_a_link_among_the_checkpoints_is_removed_and_not_what_it_leads_to(ran: Any, tmp_path: Path) -> None:
+    path = shutil.copytree(ran(), tmp_path / "run")
+    (early,) = (path / "checkpoints").glob("stage-001-*")
     early.rename(tmp_path / "elsewhere")
     early.symlink_to(tmp_path / "elsewhere")
-    run_erase(tmp_path / "run", "a1")
+    run_erase(path, "a1")
     assert (tmp_path / "elsewhere" / "state.json").is_file()
     assert not early.is_symlink()
 
 
 @pytest.mark.parametrize("kept", ["state.json", "state.safetensors"])
 def test_a_kill_while_the_final_checkpoint_was_removed_leaves_nothing(
-    settings: Any, data: Any, execute: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+    ran: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
     """Half of it stays: the erasure is finished all the same, and that half is gone."""
-    folder = RunFolder(tmp_path / "run")
-    execute(settings(strategy="replay", data=str(data("all"))), folder.path)
-    execute(settings(strategy="replay", data=str(data("less", ["a1"]))), tmp_path / "clean")
+    folder = RunFolder(shutil.copytree(ran(strategy="replay"), tmp_path / "run"))
 
     def half(run: RunFolder, way: Any) -> None:
         original(run, way)
@@ -296,18 +309,14 @@ def test_a_kill_while_the_final_checkpoint_was_removed_leaves_nothing(
         with pytest.raises(KeyboardInterrupt):
             run_erase(folder.path, "a1")
     run_erase(folder.path)
-    assert result(folder.path) == result(tmp_path / "clean")
+    assert result(folder.path) == result(ran(["a1"], strategy="replay"))
     assert [path.name for path in folder.checkpoints.iterdir() if path.name.startswith(".")] == []
     events = [json.loads(line) for line in folder.erasures.read_text().splitlines()]
     assert (events[-1]["event"], events[-1]["retrained"]) == ("done", ["a", "b"])
 
 
-def test_a_copy_of_the_last_checkpoint_is_in_nobodys_way(
-    settings: Any, data: Any, execute: Any, tmp_path: Path
-) -> None:
-    folder = RunFolder(tmp_path / "run")
-    execute(settings(data=str(data("all"))), folder.path)
-    execute(settings(data=str(data("less", ["a-test1"]))), tmp_path / "clean")
+def test_a_copy_of_the_last_checkpoint_is_in_nobodys_way(ran: Any, tmp_path: Path) -> None:
+    folder = RunFolder(shutil.copytree(ran(), tmp_path / "run"))
     shutil.copytree(folder.checkpoints / FINAL, folder.checkpoints / "stage-002-step-00000012")
     run_erase(folder.path, "a-test1")
-    assert result(folder.path) == result(tmp_path / "clean")
+    assert result(folder.path) == result(ran(["a-test1"]))
