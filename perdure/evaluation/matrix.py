@@ -27,6 +27,10 @@ class ScoreMatrix:
     stream a stage trains one task, so R is [T+1, T] in the end. Joint training is one stage that trains all of
     them: R is [2, T].
 
+    Args:
+        metric: its name.
+        higher_is_better: False for a loss or an error.
+
     Example:
         >>> R = ScoreMatrix("accuracy")
         >>> R.record(0, "a", 0.1)
@@ -68,7 +72,16 @@ class ScoreMatrix:
         return R
 
     def record(self, row: int, task: str, value: float) -> None:
-        """Set one cell; a second value replaces the first (a resumed run measures again)."""
+        """Set one cell; a second value replaces the first (a resumed run measures again).
+
+        Args:
+            row: 0 before training, else the number of the stage.
+            task: the column, which is added where it is new.
+            value: the score, in the metric's units; nan for not measured.
+
+        Raises:
+            ConfigError: a row below 0.
+        """
         self._reach(row)
         self._cells.setdefault(task, {})[int(row)] = float(value)
 
@@ -92,8 +105,9 @@ class ScoreMatrix:
         """The metrics of this matrix, with the keys of `metrics.summary`.
 
         Where stages and tasks do not match one to one (joint training, a run cut short), what needs the diagonal
-        is NaN; `average`, `learning` and `per_task` hold what was measured. A lone stage that has no task's name
-        trained all tasks, so each is learnt there. `counts` and `isolated` are those of `metrics.summary`.
+        is NaN, and `pairwise_transfer` None; `average`, `learning` and `per_task` hold what was measured. A lone
+        stage that has no task's name trained all tasks, so each is learnt there. `counts` and `isolated` are those
+        of `metrics.summary`.
         """
         R, tasks, stages = self.values, self.tasks, self.stages
         if tasks and stages == tasks:
@@ -110,6 +124,7 @@ class ScoreMatrix:
             **undefined,
             "learning": metrics.mean(np.array(learnt)),
             "higher_is_better": self.higher_is_better,
+            "pairwise_transfer": None,
             "per_task": metrics.per_task(R, learnt, tasks, self.higher_is_better),
         }
 

@@ -9,7 +9,7 @@ Averages are in the metric's own units and direction. Differences are turned for
 helped, and intransigence is positive when the stream learnt less than training alone.
 
 Sources: Lopez-Paz and Ranzato 2017 (backward and forward transfer); Chaudhry et al. 2018 (forgetting and
-intransigence).
+intransigence). Pairwise transfer is the plain difference of rows, of which both transfers are means.
 """
 
 from __future__ import annotations
@@ -76,6 +76,21 @@ def forward_transfer(R: ArrayLike, *, higher_is_better: bool = True) -> float:
     return mean(_difference(just_before, R[0, 1:], higher_is_better))
 
 
+def pairwise_transfer(R: ArrayLike, *, higher_is_better: bool = True) -> Matrix:
+    """What training each task did to each: R[t, i] − R[t−1, i] in row t and column i.
+
+    Above the diagonal it is what a task gave later ones before their own training; the diagonal is what a task
+    learnt in its own; below it is what later training did to it. Column i sums to R[T, i] − R[0, i]. The columns'
+    sums below the diagonal, the last left out, average to the backward transfer; those above it, the first left
+    out, to the forward transfer.
+
+    Returns:
+        [T, T]: row 0 is the first task's training, there being no row before it.
+    """
+    R = _matrix(R)
+    return _difference(R[1:], R[:-1], higher_is_better)
+
+
 def intransigence(R: ArrayLike, isolated: ArrayLike, *, higher_is_better: bool = True) -> float:
     """What the stream cost at learning: mean_i ( isolated_i − R[i, i] ).
 
@@ -118,9 +133,9 @@ def summary(
         isolated: score of each task trained alone; adds `intransigence`.
 
     Returns:
-        `average, forgetting, backward_transfer, forward_transfer, learning, anytime_average, higher_is_better` and
-        `per_task`, which maps a name to `before` (row 0), `learnt` (after its own training), `final` (last row),
-        `best` (over rows 1..T) and `forgetting` (NaN for the last task).
+        `average, forgetting, backward_transfer, forward_transfer, learning, anytime_average, higher_is_better`,
+        `pairwise_transfer` (a list of rows) and `per_task`, which maps a name to `before` (row 0), `learnt` (after
+        its own training), `final` (last row), `best` (over rows 1..T) and `forgetting` (NaN for the last task).
     """
     R = _matrix(R)
     names = [f"task {i + 1}" for i in range(R.shape[1])] if tasks is None else list(tasks)
@@ -135,6 +150,7 @@ def summary(
         "learning": learning_accuracy(R),
         "anytime_average": anytime_average(R),
         "higher_is_better": bool(higher_is_better),
+        "pairwise_transfer": pairwise_transfer(R, **sign).tolist(),
         "per_task": per_task(R, _learnt(R), names, higher_is_better),
     }
     for name, value in zip(names, _forgotten(R, higher_is_better), strict=True):

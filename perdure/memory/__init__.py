@@ -27,10 +27,16 @@ BUFFERS: dict[str, str] = {
     "class-balanced": "equal room for each class or answer; a uniform sample of its rows",
     "ring": "equal room for each task; its newest rows",
 }
+"""What each kind of memory keeps, by its name in settings."""
 
 
 def make_buffer(kind: str, capacity: int | str, seed: int = 0) -> Buffer:
     """A buffer by its name in `BUFFERS`.
+
+    Args:
+        kind: the name.
+        capacity: rows kept at most, or a size in bytes such as "64KB".
+        seed: of everything that is drawn.
 
     Raises:
         ConfigError: for an unknown kind or a bad capacity.

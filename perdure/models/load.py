@@ -76,6 +76,10 @@ def load(name: str, attention: str | None = None) -> LanguageModel:
     Remote code is never run and pickled weights are never read. Weights are loaded in fp32; mixed precision is
     the trainer's business.
 
+    Args:
+        name: "nano", a model's folder, or a hub name owner/name.
+        attention: an attention implementation of `transformers`, such as "eager"; None: the model's default.
+
     Raises:
         ModelError: not found, not reachable, or not a causal LM.
     """

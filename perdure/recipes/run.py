@@ -241,16 +241,23 @@ def evaluate_run(path: Path, data: Path | None) -> None:
         rows["general probe"] = plan.probe
     from rich.table import Table
 
+    from perdure.report import words
+
     known = plan.stream.names
     found = {name: run.measure(name, examples, name in known) for name, examples in rows.items()}
     metrics = list(dict.fromkeys(metric for values in found.values() for metric in values))
     table = Table(title=f"{path}", title_justify="left")
-    for column in ("", "rows", *(metric.replace("_", " ") for metric in metrics)):
+    for column in ("", "rows", *map(words.label, metrics)):
         table.add_column(column, justify="left" if not column else "right")
     for name, values in found.items():
         cells = [f"{values[m]:.4f}" if m in values else "-" for m in metrics]
         table.add_row(name, str(len(rows[name])), *cells)
     display.console.print(table)
+    if plan.strategy.wants_task_ids:
+        display.say(
+            "note: rows of the run's own tasks were told their task, but in columns that say otherwise; for all "
+            "other rows it was inferred"
+        )
     for note in _notes(run):
         display.say(note)
     part = "" if extra is None else "-" + re.sub(r"[^\w.-]", "_", extra.name)

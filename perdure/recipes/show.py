@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,14 +53,32 @@ def print_results(paths: Sequence[Path], display: Display, report: Path | None =
     for name, result in zip(names, results, strict=True):
         if skipped := result.get("skipped"):
             console.print(Text(words.skipped(name, skipped, result["steps"]), style="bold red"), soft_wrap=False)
-    sections = [*_scores(results, metric), {} if blank else _loss(results, metric), _probe(results, metric)]
-    console.print(_table(results, names, metric, [*sections, _cost(results)]))
+    heads, shown = zip(*_told_and_inferred(names, results), strict=True)
+    sections = [*_scores(shown, metric), {} if blank else _loss(shown, metric), _probe(shown, metric)]
+    console.print(_table(shown, heads, metric, [*sections, _cost(shown)]))
     if blank:
-        console.print(_table(results, names, "loss", _scores(results, "loss")))
+        console.print(_table(shown, heads, "loss", _scores(shown, "loss")))
     for path in paths:
         display.say(f"run:    {path}")
     for line in _pages(paths, report or paths[0] / "report.html"):
         display.say(line)
+
+
+def _told_and_inferred(names: Sequence[str], results: Sequence[Results]) -> Iterator[tuple[str, Results]]:
+    """A column for each run; one that is told tasks has two, of which the second holds what it scores untold."""
+    from perdure.report.identity import GUESSED, TOLD
+    from perdure.report.read import INFERRED
+
+    for name, result in zip(names, results, strict=True):
+        untold = {
+            m.removesuffix(INFERRED): values for m, values in result["metrics"].items() if m.endswith(INFERRED)
+        }
+        if not untold:
+            yield f"{name}\n{TOLD}" if result.get("task_identity") == "told" else name, result
+            continue
+        yield f"{name}\n{TOLD}", {**result, "probe": {}}  # whose rows are of no task that could be told
+        once = dict.fromkeys(("replay", "memory", "steps", "skipped", "seconds"))
+        yield f"{name}\n{GUESSED}", {**result, **once, "metrics": untold}
 
 
 def _table(results: Sequence[Results], names: Sequence[str], metric: str, sections: Sequence[Section]) -> Table:
@@ -179,7 +197,9 @@ def _cost(results: Sequence[Results]) -> Section:
             ],
             "steps": [words.count(result["steps"]) for result in results],
             "steps skipped": [words.count(result.get("skipped") or None) for result in results],
-            "seconds of training": [f"{result['seconds']:,.1f}" for result in results],
+            "seconds of training": [
+                NOTHING if result["seconds"] is None else f"{result['seconds']:,.1f}" for result in results
+            ],
         }
     )
 

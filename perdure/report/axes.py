@@ -1,4 +1,4 @@
-"""Pieces that figures are made of: axes by stage or by step, the cells of a matrix, bars with their values."""
+"""Pieces that figures are made of: axes by stage or by step, bars with their values, a panel's title."""
 
 from __future__ import annotations
 
@@ -6,42 +6,10 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, Normalize
-from matplotlib.patches import Rectangle
 
 from perdure.report import words
 from perdure.report.canvas import COLOURS, GREY
 from perdure.report.read import Run, Scores
-
-
-def colour_scale(tables: Sequence[Scores]) -> Normalize:
-    """One colour scale for all: 0 to 1 for shares, else what occurs."""
-    known = [x for table in tables for row in table.values for x in row if math.isfinite(x)]
-    if tables[0].metric in words.SHARES or not known:
-        return Normalize(0, 1)
-    low, high = min(known), max(known)
-    return Normalize(low, high if high > low else low + 1)
-
-
-def cells(ax: Axes, table: Scores, colours: Colormap, scale: Normalize, size: int) -> None:
-    """Write each value into its cell, hatch what was not measured, frame what was just trained."""
-    digits = words.decimals(table.metric, (x for row in table.values for x in row), unit=False)
-    for t, row in enumerate(table.values):
-        for i, x in enumerate(row):
-            if not math.isfinite(x):
-                ax.add_patch(
-                    Rectangle((i - 0.5, t - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#b6bcc6", linewidth=0)
-                )
-            if not math.isnan(x):
-                red, green, blue, _ = colours(scale(x))
-                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 and math.isfinite(x)
-                text = words.value(table.metric, x, unit=False, digits=digits)
-                ax.text(i, t, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
-        for i in range(len(row)):
-            if table.trained(i) == t:  # the diagonal: the task was just trained
-                ax.add_patch(
-                    Rectangle((i - 0.5, t - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.4, zorder=3)
-                )
 
 
 def bars(ax: Axes, texts: Sequence[str], values: Sequence[float]) -> None:
@@ -95,6 +63,12 @@ def percent_axis(ax: Axes, metric: str) -> None:
     if metric in words.SHARES:
         ax.set_ylim(-0.03, 1.03)
         ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+
+
+def title(ax: Axes, run: Run, runs: Sequence[Run]) -> None:
+    """Name a panel by its run, where there is another."""
+    if len(runs) > 1:
+        ax.set_title(words.short([run.name], 32)[0])
 
 
 def tilt(ax: Axes, names: Sequence[str]) -> None:

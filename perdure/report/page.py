@@ -16,7 +16,8 @@ from typing import Any
 
 from perdure.errors import StorageError
 from perdure.report import words
-from perdure.report.read import Run, number, read_run, read_runs
+from perdure.report.identity import apart, apart_where_they_differ, told_metrics
+from perdure.report.read import INFERRED, Run, number, read_run, read_runs
 
 PAGE, COMPARISON = "report.html", "comparison.png"
 Table = dict[str, Any]
@@ -50,23 +51,30 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
 
 def write_plots(run: Path | str) -> list[Path]:
     """Write the figures of one run into its folder `plots`; returns their paths. Older figures are removed."""
-    from perdure.report import plots
+    from perdure.report import drift, matrices, plots, usage
 
     read, folder = read_run(run), Path(run) / "plots"
     figures: dict[str, bytes] = {}
-    for metric, scores in read.scores.items():
-        if not scores.blank():
+    for metric in told_metrics(read):
+        scores, views = read.scores[metric], apart_where_they_differ([read], metric)
+        if not all(view.scores[metric].blank() for view in views):
             name = re.sub(r"[^\w.-]", "_", metric)
-            figures[f"matrix_{name}.png"] = plots.heat_map([read], metric)
-            figures[f"curves_{name}.png"] = plots.curves([read], metric)
+            figures[f"matrix_{name}.png"] = matrices.heat_map(views, metric)
+            figures[f"curves_{name}.png"] = plots.curves(views, metric)
             if scores.outlasted():
-                figures[f"forgetting_{name}.png"] = plots.lost([read], metric)
+                figures[f"forgetting_{name}.png"] = plots.lost(views, metric)
+            if scores.transfer():
+                figures[f"transfer_{name}.png"] = matrices.transfer(views, metric)
     if read.steps:
         figures["training_loss.png"] = plots.training_loss([read])
+    if any(read.drift):
+        figures["drift.png"] = drift.drift([read])
+    if used := read.used():
+        figures["usage.png"] = usage.usage_figure(used)
     for name, content in figures.items():
         _write(folder / name, content)
-    for kind in ("matrix", "curves", "forgetting"):
-        for path in folder.glob(f"{kind}_*.png"):
+    for kind in ("matrix_*", "curves_*", "forgetting_*", "transfer_*", "drift", "usage"):
+        for path in folder.glob(f"{kind}.png"):
             if path.name not in figures:
                 path.unlink(missing_ok=True)
     return [folder / name for name in figures]
@@ -84,15 +92,17 @@ def render(context: Mapping[str, Any]) -> str:
 
 
 def _context(runs: Sequence[Run]) -> dict[str, Any]:
-    from perdure.report import plots
+    from perdure.report import drift, plots, usage
 
     context: dict[str, Any] = {
         "title": ", ".join(run.name for run in runs),
         "warnings": [words.skipped(run.name, run.skipped, run.num_steps) for run in runs if run.skipped],
         "sentences": words.sentences(runs),
-        "runs": _table("Runs", ["run", *FACTS], ([run.name, *_facts(run)] for run in runs)),
+        "runs": _facts(runs),
         "metrics": [],
         "training": None,
+        "told": [run.name for run in runs if run.told],
+        "drift": None,
         "probe": _probe(runs),
         "replay": _replay(runs),
         "data": _once((run.name, _data(run)) for run in runs),
@@ -101,39 +111,72 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
         "commands": [_again(run) for run in runs],
     }
     main = words.main_metric(next(iter(run.scores)) for run in runs if run.scores)
-    for metric in dict.fromkeys([main, *(metric for run in runs for metric in run.scores)]):
+    for metric in dict.fromkeys([main, *(metric for run in runs for metric in told_metrics(run))]):
         some = [run for run in runs if metric in run.scores and run.scores[metric].tasks]
-        if not some:
-            continue
-        figures = []
-        if drawn := not all(run.scores[metric].blank() for run in some):
-            if len(some) > 1 and "comparison" not in context:
-                context["comparison"] = plots.comparison(some, metric)
-                figures.append(_figure(context["comparison"], "The runs compared", metric, some))
-            figures.append(_figure(plots.heat_map(some, metric), "Score matrix", metric, some))
-            figures.append(_figure(plots.curves(some, metric), "Scores over the stream", metric, some))
-            if any(run.scores[metric].outlasted() and not run.scores[metric].blank() for run in some):
-                figures.append(_figure(plots.lost(some, metric), "Scores when learnt and at the end", metric, some))
-        context["metrics"].append(
-            {
-                "name": words.label(metric),
-                "direction": words.direction(some[0].scores[metric].higher_is_better),
-                "drawn": drawn,
-                "figures": figures,
-                "summary": _summary(some, metric),
-                "tasks": _tasks(some, metric),
-            }
-        )
+        if some:
+            context["metrics"].append(_metric(some, metric, context))
     trained = [run for run in runs if run.steps]
     if trained:
         context["training"] = _figure(plots.training_loss(trained), "Training loss", "loss", trained)
+    moved = [run for run in runs if any(run.drift)]
+    if moved:
+        figure = _figure(drift.drift(moved), "Parameter drift after each stage", "weights", moved)
+        context["drift"] = {"figure": figure, "table": _drift(moved), "runs": len(moved)}
+    context["usage"] = [
+        _figure(usage.usage_figure(used), "Share of each layer's weights by task", "weights", [run])
+        | {"caption": run.name if len(runs) > 1 else ""}
+        for run in runs
+        if (used := run.used())
+    ]
     return context
+
+
+def _metric(runs: Sequence[Run], metric: str, context: dict[str, Any]) -> dict[str, Any]:
+    """A metric's section; the first one that can be drawn of several runs leaves the comparison in the context."""
+    from perdure.report import matrices, plots
+
+    views, drawn = apart(runs, metric), apart_where_they_differ(runs, metric)
+    tables = [view.scores[metric] for view in drawn]
+    figures = []
+    if shown := not all(table.blank() for table in tables):
+        if len(runs) > 1 and "comparison" not in context:
+            context["comparison"] = plots.comparison(drawn, metric)
+            figures.append(_figure(context["comparison"], "The runs compared", metric, drawn))
+        figures.append(_figure(matrices.heat_map(drawn, metric), "Score matrix", metric, drawn))
+        figures.append(_figure(plots.curves(drawn, metric), "Scores over the stream", metric, drawn))
+        if any(table.outlasted() and not table.blank() for table in tables):
+            figures.append(_figure(plots.lost(drawn, metric), "Scores when learnt and at the end", metric, drawn))
+        if any(table.transfer() for table in tables):
+            figures.append(_figure(matrices.transfer(drawn, metric), "Pairwise transfer", metric, drawn))
+    return {
+        "name": words.label(metric),
+        "direction": words.direction(runs[0].scores[metric].higher_is_better),
+        "drawn": shown,
+        "figures": figures,
+        "summary": _summary(views, metric),
+        "tasks": _tasks(views, metric),
+    }
 
 
 FACTS = ("strategy", "model", "tuning", "seed", "trained parameters", "steps", "time", "tokens/s", "state")
 
 
-def _facts(run: Run) -> list[str]:
+def _facts(runs: Sequence[Run]) -> Table:
+    head, rows = ["run", *FACTS], [[run.name, *_fact(run)] for run in runs]
+    if any(run.told for run in runs):
+        head.append("task of a row")
+        rows = [[*row, _identity(run)] for run, row in zip(runs, rows, strict=True)]
+    return _table("Runs", head, rows)
+
+
+def _identity(run: Run) -> str:
+    """Who says which task a row is of that is scored."""
+    if not run.told:
+        return "not needed"
+    return "told, and inferred" if any(metric.endswith(INFERRED) for metric in run.scores) else "told"
+
+
+def _fact(run: Run) -> list[str]:
     results = run.results
     parameters = results.get("parameters") or {}
     trainable, total = parameters.get("trainable"), parameters.get("total")
@@ -219,6 +262,28 @@ def _replay(runs: Sequence[Run]) -> Table | None:
     head = ["run", "memory, rows", "replayed rows", "replayed share of rows since task 2"]
     head += ["replayed target tokens", "replayed share of target tokens since task 2"]
     return _table("Replay", head, rows) if rows else None
+
+
+def _drift(runs: Sequence[Run]) -> Table:
+    """Of one run a row for each stage, of several one for each run, at its end."""
+    rows = []
+    for run in runs:
+        stages = [(name, found["total"]) for name, found in zip(run.stages, run.drift, strict=False) if found]
+        for name, total in stages if len(runs) == 1 else [(run.name, stages[-1][1])]:
+            rows.append(
+                [
+                    name,
+                    words.count(total["weights"]),
+                    words.count(total["new"] if len(runs) == 1 else total["new_since_start"]),
+                    *([words.percent(total["relative_change"])] if len(runs) == 1 else []),
+                    words.percent(total["relative_change_from_start"]),
+                ]
+            )
+    if len(runs) == 1:
+        head = ["after", "trained weights", "of these new", "change since the stage before", "since the start"]
+    else:
+        head = ["run", "trained weights", "of these new since the start", "change since the start"]
+    return _table("Parameter drift" if len(runs) == 1 else "Parameter drift at the end", head, rows)
 
 
 def _data(run: Run) -> Table | None:

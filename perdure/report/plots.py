@@ -1,4 +1,4 @@
-"""The figures of one run or several: score matrix, curves, what was lost, training loss, comparison.
+"""The figures of one run or several that are no matrix: curves, what was lost, training loss, comparison.
 
 Every function takes runs and gives a PNG's bytes, so that the page holds what the folder holds.
 """
@@ -6,11 +6,9 @@ Every function takes runs and gives a PNG's bytes, so that the page holds what t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,69 +16,14 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullLocator
 
 from perdure.report import words
-from perdure.report.axes import bars, cells, colour_scale, percent_axis, stage_axis, step_axis, tilt
-from perdure.report.canvas import COLOURS, GREY, MAX_WIDTH, headline, line_style, panels, png, style
+from perdure.report.axes import bars, percent_axis, stage_axis, step_axis, tilt, title
+from perdure.report.canvas import COLOURS, GREY, as_png, headline, line_style, panels
 from perdure.report.read import Run, Scores, number
 
 POINTS = 400  # of a training curve; more cannot be seen
 
 
-def _as_png(draw: Callable[..., Figure]) -> Callable[..., bytes]:
-    @wraps(draw)
-    def figure(*arguments: object) -> bytes:
-        with style():
-            return png(draw(*arguments))
-
-    return figure
-
-
-@_as_png
-def heat_map(runs: Sequence[Run], metric: str) -> Figure:
-    """R of each run on one colour scale: a row after each stage, a column a task, the value in the cell."""
-    tables = [run.scores[metric] for run in runs]
-    most_tasks = max(len(table.tasks) for table in tables)
-    longest = min(24, max(len(name) for table in tables for name in (*table.stages, *table.tasks, "start")))
-    cell = (0.42, 0.27 if most_tasks > 8 else 0.34)
-    inner, names = max(1.8, most_tasks * cell[0] + 0.2), longest * 0.065 + 0.4
-    # Beside a panel with the same stages, a panel needs no names of its own; so more fit beside one another.
-    own = [i == 0 or table.stages != tables[i - 1].stages for i, table in enumerate(tables)]
-    width = inner + names * sum(own) / len(own)
-    figure, axes = panels(
-        len(runs),
-        width if width * len(runs) + 0.8 <= MAX_WIDTH else inner + names,
-        [len(table.values) * cell[1] + longest * 0.045 + 0.6 for table in tables],
-        extra=0.8,
-    )
-    colours = colormaps["viridis" if tables[0].higher_is_better else "viridis_r"]
-    scale = colour_scale(tables)
-    image = None
-    for ax, run, table, alone in zip(axes, runs, tables, own, strict=True):
-        masked = np.ma.masked_invalid(np.array(table.values))
-        image = ax.imshow(masked, cmap=colours, norm=scale, aspect="auto")
-        cells(ax, table, colours, scale, 7 if most_tasks > 8 else 8)
-        ax.set_xticks(range(len(table.tasks)), words.short(table.tasks))
-        ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-        for text in ax.get_xticklabels():
-            text.set(rotation=35, ha="left", rotation_mode="anchor")
-        ax.set_yticks(range(len(table.values)), ["start", *words.short(table.stages)])
-        spec = ax.get_subplotspec()
-        if alone or (spec is not None and spec.is_first_col()):
-            ax.set_ylabel("after")
-        else:
-            ax.tick_params(labelleft=False)
-        ax.set(xlim=(-0.5, most_tasks - 0.5), ylim=(len(table.values) - 0.5, -0.5))
-        ax.spines[:].set_visible(False)
-        _title(ax, run, runs)
-    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=25, shrink=0.8) if image else None
-    if bar is not None and metric in words.SHARES:
-        bar.ax.yaxis.set_major_formatter(lambda x, _: f"{x * 100:.0f} %")
-    headline(
-        figure, f"{_name(metric)} of each task after each stage; {words.direction(tables[0].higher_is_better)}"
-    )
-    return figure
-
-
-@_as_png
+@as_png
 def curves(runs: Sequence[Run], metric: str) -> Figure:
     """Each task's score over the stream, pale until it is trained itself; a vertical line ends each stage.
 
@@ -114,14 +57,16 @@ def curves(runs: Sequence[Run], metric: str) -> Figure:
             ax.plot(*_xy(late), **look | {"linewidth": 1.8})
         ax.grid(axis="y")
         percent_axis(ax, metric)
-        _title(ax, run, runs)
+        title(ax, run, runs)
     handles = [Line2D([], [], label=names[task], **styles[task]) for task in tasks]
     figure.legend(handles=handles, loc="outside right center", title="task")
-    headline(figure, f"{_name(metric)} of each task over the stream; {words.direction(table.higher_is_better)}")
+    headline(
+        figure, f"{words.opening(metric)} of each task over the stream; {words.direction(table.higher_is_better)}"
+    )
     return figure
 
 
-@_as_png
+@as_png
 def lost(runs: Sequence[Run], metric: str) -> Figure:
     """What became of each task: its score when learnt (pale), at the end (solid), and the difference.
 
@@ -163,11 +108,11 @@ def lost(runs: Sequence[Run], metric: str) -> Figure:
         ax.tick_params(axis="y", length=0)
         if metric in words.SHARES:
             ax.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-        _title(ax, run, runs)
+        title(ax, run, runs)
     handles = [Patch(color="#c7d7e8", label="when learnt"), Patch(color=COLOURS[0], label="at the end")]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     unit = " in points" if metric in words.SHARES else ""
-    text = f"{_name(metric)} when learnt and at the end, with the change{unit}; {words.direction(higher)}"
+    text = f"{words.opening(metric)} when learnt and at the end, with the change{unit}; {words.direction(higher)}"
     if left_out:
         names = words.short([run.name for run in left_out])
         text += f"\nNot shown: {', '.join(names)}; nothing was measured after learning"
@@ -175,7 +120,7 @@ def lost(runs: Sequence[Run], metric: str) -> Figure:
     return figure
 
 
-@_as_png
+@as_png
 def training_loss(runs: Sequence[Run]) -> Figure:
     """Loss of the steps: every step pale, a running mean solid, a vertical line at the end of each stage."""
     stages = [name for run in runs for name, _ in run.boundaries()]
@@ -194,7 +139,7 @@ def training_loss(runs: Sequence[Run]) -> Figure:
             lowest, highest = min(lowest, loss.min()), max(highest, loss.max())
         step_axis(ax, run)
         ax.grid(axis="y")
-        _title(ax, run, runs)
+        title(ax, run, runs)
     if 0 < lowest < highest / 20:
         axes[0].set_yscale("log")  # the panels share it
         axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -204,7 +149,7 @@ def training_loss(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-@_as_png
+@as_png
 def comparison(runs: Sequence[Run], metric: str) -> Figure:
     """Average, forgetting and learning of each run, and the mean score over the tasks seen so far."""
     names = words.short([run.name for run in runs])
@@ -246,7 +191,7 @@ def comparison(runs: Sequence[Run], metric: str) -> Figure:
     percent_axis(ax, metric)
     ax.set_title(f"mean over the tasks seen so far {words.arrow('average', higher)}")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(runs)))
-    headline(figure, f"{_name(metric)} of each run; arrows say which way is better")
+    headline(figure, f"{words.opening(metric)} of each run; arrows say which way is better")
     return figure
 
 
@@ -275,16 +220,6 @@ def _over_steps(run: Run, metric: str, task: str) -> tuple[list[float], list[flo
         if event.get("task") == task and "step" in event and metric in event.get("metrics", {})
     }
     return sorted(points), [points[x] for x in sorted(points)]
-
-
-def _title(ax: Axes, run: Run, runs: Sequence[Run]) -> None:
-    if len(runs) > 1:
-        ax.set_title(words.short([run.name], 32)[0])
-
-
-def _name(metric: str) -> str:
-    name = words.label(metric)
-    return name[:1].upper() + name[1:]
 
 
 def _xy(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

@@ -13,6 +13,8 @@ from perdure.errors import RunError
 
 FORMAT = 1
 RESULTS, EVENTS, CONFIG = "results.json", "metrics.jsonl", "config.yaml"
+# Ends the name of a metric for which a run's strategy was not told the task of each row, where it otherwise is.
+INFERRED = "_inferred"
 # Only asked where a run left no results.json, which states the direction of every metric.
 LOWER_IS_BETTER = ("loss", "error", "rmse", "mse", "mae", "perplexity")
 
@@ -58,6 +60,19 @@ class Scores:
         last = len(self.values) - 1
         return any((self.trained(i) or last) < last for i in range(len(self.tasks)))
 
+    def transfer(self) -> tuple[tuple[float, ...], ...]:
+        """What training each task did to each, [T, T]: how much better it was after that stage than before it.
+
+        Empty unless every stage trained one task, and there are several.
+        """
+        if self.tasks != self.stages or len(self.tasks) < 2:
+            return ()
+        sign = 1 if self.higher_is_better else -1
+        return tuple(
+            tuple(sign * (now - before) for before, now in zip(*rows, strict=True))
+            for rows in zip(self.values, self.values[1:], strict=False)
+        )
+
     def blank(self) -> bool:
         """Whether there is nothing to draw: every score that was measured is 0."""
         return not any(value and not math.isnan(value) for row in self.values for value in row)
@@ -83,6 +98,8 @@ class Run:
     steps: tuple[Mapping[str, Any], ...] = ()
     evaluations: tuple[Mapping[str, Any], ...] = ()
     probe: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    drift: tuple[Mapping[str, Any] | None, ...] = ()
+    usage: tuple[Mapping[str, Mapping[str, int]], ...] = ()
     config: str = ""
     skipped: int = 0
     unreadable: int = 0
@@ -98,6 +115,16 @@ class Run:
         return str(self.results.get("strategy", ""))
 
     @property
+    def told(self) -> bool:
+        """Whether its strategy was told the task of each row that it was scored on."""
+        return self.results.get("task_identity") == "told" or any(m.endswith(INFERRED) for m in self.scores)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages that are over."""
+        return next((scores.stages for scores in self.scores.values()), ())
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, in order."""
         names: dict[str, None] = dict.fromkeys(str(task) for task in self.results.get("tasks") or ())
@@ -109,6 +136,10 @@ class Run:
     def num_steps(self) -> int | None:
         """Steps that were taken, skipped ones included."""
         return self.results.get("steps", self.steps[-1]["step"] if self.steps else None)
+
+    def used(self) -> Mapping[str, Mapping[str, int]]:
+        """How many weights of each layer belong to each task at the end; empty where weights are shared."""
+        return self.usage[-1] if self.usage else {}
 
     def boundaries(self) -> list[tuple[str, int]]:
         """Each stage's name and the step at which it ended (so far), in order."""
@@ -196,7 +227,8 @@ def _build(path: Path, results: dict[str, Any], events: list[dict[str, Any]], un
     # Kept in one order, whatever the writer's: the run's main metric first, the loss last. A run without results
     # has not said which is its main one.
     first = (results.get("main_metric"), "exact_match", "accuracy", "r2")
-    order = sorted(scores, key=lambda m: (first.index(m) if m in first else 4 + (m == "loss"), m))
+    own = {metric: metric.removesuffix(INFERRED) for metric in scores}
+    order = sorted(scores, key=lambda m: (first.index(own[m]) if own[m] in first else 4 + (own[m] == "loss"), m))
     stated = results.get("metrics") or {}
     return Run(
         path=path,
@@ -207,6 +239,8 @@ def _build(path: Path, results: dict[str, Any], events: list[dict[str, Any]], un
         steps=steps,
         evaluations=evaluations,
         probe=_probe(results, events),
+        drift=_drift(results, events),
+        usage=tuple(results.get("usage") or ()),
         config=(path / CONFIG).read_text("utf-8", "replace") if (path / CONFIG).is_file() else "",
         skipped=results.get("skipped", len({e.get("step") for e in events if e.get("event") == "skipped"})),
         unreadable=unreadable,
@@ -269,7 +303,7 @@ def _scores_from_events(
         rows = 1 + max(row for row, _ in found)
         out[metric] = Scores(
             metric,
-            metric not in LOWER_IS_BETTER,
+            metric.removesuffix(INFERRED) not in LOWER_IS_BETTER,
             tasks,
             tuple(_stage_name(trained.get(row, {}), row) for row in range(1, rows)),
             tuple(tuple(found.get((row, task), math.nan) for task in tasks) for row in range(rows)),
@@ -290,6 +324,19 @@ def _measured(scores: Scores) -> dict[str, Any]:
         "learning": mean(scores.learnt(i) for i in columns),
         "higher_is_better": scores.higher_is_better,
     }
+
+
+def _drift(results: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any] | None, ...]:
+    """Of each stage; an older run has measured none."""
+    if results:
+        return tuple(results.get("drift") or ())
+    by_stage = {event["stage"]: event for event in events if event.get("event") == "drift"}
+    return tuple(by_stage.get(stage) for stage in range(1, max(by_stage, default=0) + 1))
+
+
+def same(one: Scores, other: Scores) -> bool:
+    """Whether two tables hold the same numbers."""
+    return [[repr(x) for x in row] for row in one.values] == [[repr(x) for x in row] for row in other.values]
 
 
 def _probe(results: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> dict[str, list[float]]:

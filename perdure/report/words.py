@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from perdure.report.read import Run, Scores, mean, number
+from perdure.report.read import INFERRED, Run, Scores, mean, number
 
 # Shares of one: people say them in percent, and their differences in points.
-SHARES = ("exact_match", "accuracy")
+SHARES = ("exact_match", "accuracy", "exact_match_inferred", "accuracy_inferred")
 # Directions of the summary's values for a metric where more is better; for a loss only the averages turn, since
 # the differences are already signed so that forgetting is bad and transfer good.
 AVERAGES = ("average", "learning", "anytime_average", "micro_average")
@@ -28,7 +28,15 @@ FEW = 10  # evaluation rows; with fewer, one answer moves a score by more than 1
 
 def label(metric: str) -> str:
     """A metric's name for people."""
+    if metric.endswith(INFERRED):
+        return f"{label(metric.removesuffix(INFERRED))}, task inferred"
     return {"r2": "R²", "rmse": "RMSE", "mae": "MAE"}.get(metric, metric.replace("_", " "))
+
+
+def opening(metric: str) -> str:
+    """A metric's name at the beginning of a sentence."""
+    name = label(metric)
+    return name[:1].upper() + name[1:]
 
 
 def direction(higher_is_better: bool) -> str:
@@ -164,10 +172,21 @@ def _forgot(run: Run) -> str:
             side = "below" if (lost > 0) == scores.higher_is_better else "above"
             text = f"{run.name}'s {name} ended {size} {side} {best}"
         text += f"; {over}, {value(metric, learnt, digits=digits)} when learnt and {end} at the end."
+    text += _untold(run, metric)
     if metric != main:
         which = "earlier tasks" if run.scores[main].outlasted() else "tasks"
         text += f" By {label(main)} nothing was learnt on its {which}: none rose above its score before training."
     return text
+
+
+def _untold(run: Run, metric: str) -> str:
+    """What a run that was told tasks scores where it has to infer them."""
+    if not run.told:
+        return ""
+    if metric + INFERRED not in run.summaries:
+        return " It was told the task of each row."
+    end = value(metric, number(run.summaries[metric + INFERRED].get("average")))
+    return f" It was told the task of each row; where it infers the task, it is at {end}."
 
 
 def _lead(run: Run) -> str:
@@ -205,10 +224,14 @@ def _against(run: Run, joint: Run) -> str:
     ours, theirs = (number(r.summaries[metric].get("average")) for r in (run, joint))
     if math.isnan(ours) or math.isnan(theirs):
         return ""
+    alone = number(run.summaries.get(metric + INFERRED, {}).get("average"))
+    guess = run.told and not math.isnan(alone)
     if metric in SHARES and theirs > 0:
-        return f"{run.name} kept {ours / theirs:.0%} of {joint.name}'s average.".replace("%", " %")
+        also = f", told the task; {alone / theirs:.0%} where it infers it" if guess else ""
+        return f"{run.name} kept {ours / theirs:.0%} of {joint.name}'s average{also}.".replace("%", " %")
     gap = value(metric, ours - theirs, signed=True)
-    return f"{run.name}'s mean {label(metric)} is {gap} against {joint.name}'s."
+    also = f", told the task; {value(metric, alone - theirs, signed=True)} where it infers it" if guess else ""
+    return f"{run.name}'s mean {label(metric)} is {gap} against {joint.name}'s{also}."
 
 
 def _general(run: Run) -> str:

@@ -71,7 +71,15 @@ class AGEM(Episodic):
 
 
 def project_agem(gradient: Tensor, reference: Tensor) -> Tensor:
-    """The gradient [P] without the part that points against the reference [P]; as it is where there is none."""
+    """The gradient without the part that points against the reference; as it is where there is none.
+
+    Args:
+        gradient: g [P].
+        reference: r [P], the gradient on the rows drawn from memory.
+
+    Returns:
+        g − (g·r / r·r) r [P] where g·r < 0, else g itself; in the gradient's type.
+    """
     (length,), (against,) = (values.flatten() for values in products(gradient, reference[None]))
     if against >= 0:
         return gradient

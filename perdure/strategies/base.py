@@ -36,11 +36,12 @@ class Strategy:
         source: where it comes from.
         wants_task_ids: whether inference needs to be told the task; a row's task is `example.task`.
         merges: whether `after_task` leaves other weights in the model than were trained.
+        infers: whether `identify` can do without being told, for the objective at hand.
         isolates: whether a finished task's weights never change again, so that rehearsing its rows trains nothing.
         wants_task_gradient: whether `observe` must see the loss's gradient without penalties that go through
             autograd; their gradients are then taken in a pass of their own.
         bounds_gradient: whether `gradient` bounds what was there before it: in a chain none may add to it after.
-        renames: whether it puts other parameters in the place of the model's, so that nothing may be held by name.
+        renames: whether each task trains other parameters than the last, so that nothing may be held by name.
         virtual_tokens: positions of a language model that it takes before every row, which text cannot have.
         weights: weight of each group of rows in the loss; a group that is not named weighs 1.
     """
@@ -52,6 +53,7 @@ class Strategy:
     source: ClassVar[str] = ""
     wants_task_ids: bool = False
     merges: bool = False
+    infers: bool = True
     isolates: bool = False
     wants_task_gradient: bool = False
     bounds_gradient: bool = False

@@ -55,6 +55,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
         PromptPool,
     )
 }
+"""The classes by the names that the command line and configs know them by."""
 # What configs of earlier systems call a setting.
 ALIASES = {"lambda": "strength"}
 
@@ -94,7 +95,16 @@ def build_one(name: str, settings: Mapping[str, Any]) -> Strategy:
 
 
 def build(names: str | list[str], settings: Mapping[str, Mapping[str, Any]] | None = None) -> Strategy:
-    """A strategy from names joined by "+" (or a list), with the settings of each by name."""
+    """A strategy from names joined by "+" (or a list), with the settings of each by name.
+
+    Args:
+        names: of `STRATEGIES`; no name makes "naive", several make a `Chain` in that order.
+        settings: by name, what its class is made with; "lambda" means "strength".
+
+    Raises:
+        ConfigError: an unknown name or setting, or a value of the wrong kind; all mistakes together.
+        StrategyError: a value out of range, or strategies that cannot stand together.
+    """
     parts = names.split("+") if isinstance(names, str) else names
     parts = [part.strip() for part in parts if part.strip()]
     strategies: list[Strategy] = []

@@ -20,6 +20,12 @@ class Chain(Strategy):
     """Penalties add; `mix` and `gradient` run in order; at most one member owns `forward`, and one `phases`.
 
     Each member draws from a generator of its own, so that adding a strategy never shifts another's draws.
+
+    Args:
+        strategies: one at least, each of another class; their order is that of `mix` and `gradient`.
+
+    Raises:
+        StrategyError: two of them cannot stand together, or not in this order; the message says why.
     """
 
     name: ClassVar[str] = "chain"
@@ -83,16 +89,19 @@ class Chain(Strategy):
 
     def _refuse_lost_names(self) -> None:
         renaming = [s.name for s in self.strategies if s.renames]
-        # What keeps rows holds those; what else looks back at a task's end holds weights.
+        # What keeps rows holds those; what else looks back at a task's end holds weights, in LoRA's weight space by
+        # the names of the base.
         holders = [
             s.name
             for s in self.strategies
-            if type(s).after_task is not Strategy.after_task and type(s).kept is Strategy.kept
+            if type(s).after_task is not Strategy.after_task
+            and type(s).kept is Strategy.kept
+            and getattr(s, "space", "") != "weight"
         ]
         if renaming and holders:
             raise StrategyError(
-                f"chain: {renaming[0]} puts other parameters in the place of the model's weights, so that what "
-                f"{holders[0]} holds of them at the end of a task would act on nothing later; take one of them"
+                f"chain: {renaming[0]} trains other parameters in each task, so that what {holders[0]} holds of "
+                "them from the end of a task would act on nothing later; take one of them"
             )
 
     def _refuse_clashing_merges(self) -> None:
@@ -157,6 +166,11 @@ class Chain(Strategy):
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """The owner's."""
         return self._forward.forward(model, batch)
+
+    @property
+    def infers(self) -> bool:  # type: ignore[override]
+        """Of the owner of `forward`."""
+        return self._forward.infers
 
     def identify(self, model: nn.Module, batch: Batch) -> list[str]:
         """The owner's of `forward`."""

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, StrategyError, unknown_name
 from perdure.types import IGNORE, Batch, Objective, Output
 
 Forward = Callable[[nn.Module, Batch], Output]
+Rule = Literal["nearest", "surest"]
+
+
+def check_rule(strategy: str, rule: str) -> Rule:
+    """The rule of that name by which tasks are inferred; StrategyError where there is none."""
+    if rule not in get_args(Rule):
+        raise StrategyError(f"{strategy}: {unknown_name('infer', rule, get_args(Rule))}")
+    return cast(Rule, rule)
 
 
 def by_task(batch: Batch) -> dict[str, list[int]]:
@@ -61,7 +70,8 @@ def surest(
     """
     if objective == "regression":
         raise ConfigError(
-            "a regression gives no probabilities by which a row's task could be inferred: say it (task_id)"
+            "a regression gives no probabilities by which a row's task could be inferred: say it (task_id), or let "
+            'the strategy infer by what is "nearest"'
         )
     if not tasks:
         return [row.task for row in batch.examples]

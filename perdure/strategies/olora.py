@@ -36,6 +36,8 @@ class OLoRA(Strategy):
     cost: ClassVar[str] = "every task's adapter in each forward pass; two products of small matrices a layer a step"
     source: ClassVar[str] = "Wang et al. 2023 (arXiv:2310.14152)"
 
+    renames: bool = True
+
     def __init__(self, strength: float = 0.5) -> None:
         self.strength = number("olora", "strength", strength)
         self._adapters: list[str] = []  # PEFT's names, oldest first

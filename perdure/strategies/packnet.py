@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from perdure.errors import StrategyError
 from perdure.models import objectives
 from perdure.strategies.base import FREE, Strategy
-from perdure.strategies.identity import forward_by_task, surest
+from perdure.strategies.identity import Rule, check_rule, forward_by_task, surest
 from perdure.strategies.masks import apply_mask, masked, packable, prune, shown, write_masks
+from perdure.strategies.nearest import Prototypes
 from perdure.strategies.settings import number, whole
 from perdure.types import Batch, Context, Example, Objective, Output, Phase, Task
 
@@ -41,6 +42,8 @@ class PackNet(Strategy):
         prune_to: what a pruned weight becomes: "zero"; or "start", what it was before the first task, for a model
             that was trained before. That then stands for zero throughout, and the distance from it for |w|.
         retrain_epochs: epochs after pruning, beside the planned ones; None takes half as many, rounded up.
+        infer: whose task a row is where nobody tells: "nearest", of those that have ended, by its features in the
+            first task's network (see `Prototypes`), or "surest", the one whose network is (see `surest`).
 
     Source: Mallya & Lazebnik 2018 (arXiv:1711.05769); |w·∂L/∂w|: Molchanov et al. 2017 (arXiv:1611.06440); back to
     the start instead of zero: Ansell et al. 2022 (arXiv:2110.07560).
@@ -51,9 +54,10 @@ class PackNet(Strategy):
         "each task keeps the best of the weights that are free, and the rest are left to later tasks"
     )
     needs: ClassVar[str] = (
-        "1 byte a weight, in a task 1 byte and 1 value more; no stored rows; task ids, told or inferred"
+        "1 byte a weight, while a task is trained 1 value and 1 byte more; no stored rows; task ids, told or "
+        "inferred"
     )
-    cost: ClassVar[str] = "retraining: half as many steps again; two passes over the weights a step"
+    cost: ClassVar[str] = "half as many steps again, to retrain; two passes over the weights a step"
     source: ClassVar[str] = "Mallya & Lazebnik 2018 (arXiv:1711.05769)"
     wants_task_ids = True
     isolates = True
@@ -64,6 +68,7 @@ class PackNet(Strategy):
         use_magnitude_pruning: bool = True,
         prune_to: Literal["zero", "start"] = "zero",
         retrain_epochs: int | None = None,
+        infer: Rule = "nearest",
     ) -> None:
         if not 0 < number("packnet", "prune_percentage", prune_percentage) < 1:
             raise StrategyError(
@@ -78,8 +83,10 @@ class PackNet(Strategy):
         self.use_magnitude_pruning = use_magnitude_pruning
         self.prune_to = prune_to
         self.retrain_epochs = retrain_epochs
+        self.infer = check_rule("packnet", infer)
         self.owners: dict[str, Tensor] = {}  # uint8, by parameter name: 0 is free, k the k-th task's
         self.start: dict[str, Tensor] = {}  # by parameter name, what pruned weights go back to if not to zero
+        self.prototypes = Prototypes()
         self.tasks: list[str] = []
         self._finished = 0
         self._pruned = False
@@ -91,6 +98,7 @@ class PackNet(Strategy):
     def check(self, model: nn.Module, objective: Objective) -> None:
         """There must be weights to prune."""
         self._objective: Objective = objective
+        self.infers = self.infer == "nearest" or objective != "regression"
         if not packable(model):
             raise StrategyError(
                 "packnet: nothing that is trained is the weight of a linear, convolution, recurrent or attention "
@@ -177,11 +185,16 @@ class PackNet(Strategy):
         self._fix()
 
     def after_task(self, ctx: Context) -> None:
-        """From now on the task's weights are fixed."""
+        """From now on the task's weights are fixed; note what its rows look like to the first task's network."""
         self._finished, self._fixed = ctx.index + 1, {}
+        if self.infer == "nearest":
+            self.prototypes.learn(ctx, lambda: self.serving(ctx.model, self.tasks[0]))
 
     def identify(self, model: nn.Module, batch: Batch) -> list[str]:
-        """Of the finished tasks, the one whose network is surest; see `identity.surest`."""
+        """Of the tasks that have ended, the one that `infer` finds."""
+        if self.infer == "nearest":
+            first = self.tasks[0] if self.tasks else ""
+            return self.prototypes.nearest(model, batch, self._objective, lambda: self.serving(model, first))
         return surest(self.forward, model, batch, self.tasks[: self._finished], self._objective)
 
     def serving(self, model: nn.Module, task: str) -> AbstractContextManager[Any]:
@@ -210,6 +223,7 @@ class PackNet(Strategy):
         return {
             "owners": dict(self.owners),
             "start": dict(self.start),
+            "prototypes": self.prototypes.state_dict(),
             "tasks": list(self.tasks),
             "finished": self._finished,
             "pruned": self._pruned,
@@ -219,6 +233,7 @@ class PackNet(Strategy):
         """Become what was saved; the model has its saved weights by now."""
         self.owners = {name: owner.to(self._weights[name].device) for name, owner in state["owners"].items()}
         self.start = {name: values.to(self._weights[name].device) for name, values in state["start"].items()}
+        self.prototypes.load_state_dict(state["prototypes"])
         self.tasks, self._finished, self._pruned = list(state["tasks"]), state["finished"], state["pruned"]
         self._fix()
 

@@ -15,7 +15,8 @@ from perdure.models import objectives
 from perdure.models.adapters import moving
 from perdure.strategies.base import Strategy
 from perdure.strategies.columns import Columns, find_sites
-from perdure.strategies.identity import forward_by_task, surest
+from perdure.strategies.identity import Rule, check_rule, forward_by_task, surest
+from perdure.strategies.nearest import Prototypes
 from perdure.strategies.settings import whole
 from perdure.types import Batch, Context, Objective, Output
 
@@ -40,9 +41,12 @@ class PNN(Strategy):
 
     Args:
         rank: of the laterals of a language model; others have none.
+        infer: whose task a row is where nobody tells: "nearest", of those that have ended, by its features in the
+            first column (see `Prototypes`), or "surest", the one whose column is (see `surest`).
 
     Attributes:
         tasks: those begun, in order; task k has column k.
+        prototypes: for "nearest", the mean features of each task that has ended.
 
     Source: Rusu et al. 2016 (arXiv:1606.04671).
     """
@@ -58,8 +62,10 @@ class PNN(Strategy):
     wants_task_ids = True
     isolates = True
 
-    def __init__(self, rank: int = 8) -> None:
+    def __init__(self, rank: int = 8, infer: Rule = "nearest") -> None:
         self.rank = whole(NAME, "rank", rank)
+        self.infer = check_rule(NAME, infer)
+        self.prototypes = Prototypes()
         self.tasks: list[str] = []
         self._base: dict[str, Tensor] = {}
         self._objective: Objective = "classification"
@@ -67,6 +73,7 @@ class PNN(Strategy):
     def check(self, model: nn.Module, objective: Objective) -> None:
         """Of a language model only adapters are trained; and no columns are there yet."""
         self._objective = objective
+        self.infers = self.infer == "nearest" or objective != "regression"
         if hasattr(model, NAME):
             raise StrategyError(
                 f"pnn: the model has a part named {NAME!r} already, as one has that was trained with pnn before; "
@@ -108,8 +115,15 @@ class PNN(Strategy):
         )
 
     def identify(self, model: nn.Module, batch: Batch) -> list[str]:
-        """The task whose column is surest."""
+        """The task that `infer` finds."""
+        if self.infer == "nearest":
+            return self.prototypes.nearest(model, batch, self._objective)
         return surest(self.forward, model, batch, self.tasks, self._objective)
+
+    def after_task(self, ctx: Context) -> None:
+        """Note what the task's rows look like in the first column, which is the model as it is."""
+        if self.infer == "nearest":
+            self.prototypes.learn(ctx)
 
     def serving(self, model: nn.Module, task: str) -> AbstractContextManager[Any] | None:
         """The first column is the model as it is; a later one needs those before it at every token."""
@@ -146,12 +160,13 @@ class PNN(Strategy):
         (folder / "pnn.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
-        """The tasks and what columns start from; columns are the model's, and saved with it."""
-        return {"tasks": list(self.tasks), "base": dict(self._base)}
+        """Tasks, what columns start from, and prototypes; columns are the model's, and saved with it."""
+        return {"tasks": list(self.tasks), "base": dict(self._base), "prototypes": self.prototypes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore both."""
+        """Restore all of it."""
         self.tasks = list(state["tasks"])
+        self.prototypes.load_state_dict(state["prototypes"])
         self._base = {name: value.clone() for name, value in state["base"].items()}
 
     def _column(self, task: str) -> int:

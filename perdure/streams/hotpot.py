@@ -72,6 +72,7 @@ def none(row: Row) -> Row | None:
 
 
 PREPARATIONS: dict[str, Callable[[Row], Row | None]] = {"none": none, "hotpot": hotpot, "math": math}
+"""What may be done to each row of a source before its template, by the name that `prepare` takes."""
 
 
 def prepare(rows: Sequence[Row], name: str) -> list[Row]:

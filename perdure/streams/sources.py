@@ -42,7 +42,12 @@ class Row:
 
 
 class Rows(list[Row]):
-    """The rows of one source; `origins` maps each file to its sha256, or a data set to its fingerprint."""
+    """The rows of one source.
+
+    Args:
+        rows: in the order of the source.
+        origins: each file with its sha256, or a data set with its fingerprint; kept under this name.
+    """
 
     def __init__(self, rows: Sequence[Row], origins: Mapping[str, str]) -> None:
         super().__init__(rows)
@@ -51,9 +56,12 @@ class Rows(list[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of a file is accepted: bytes a line and in all, and malformed lines listed before giving up.
+    """How much of a file is accepted.
 
-    What is compressed counts as long as it is when unpacked.
+    Attributes:
+        line_bytes: bytes of the longest line.
+        file_bytes: bytes in all; what is compressed counts as long as it is when unpacked.
+        errors: malformed lines that are listed before giving up.
     """
 
     line_bytes: int = 8 << 20

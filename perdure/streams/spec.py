@@ -40,9 +40,9 @@ class PieceSpec(_Settings):
 class TemplateSpec(_Settings):
     """A template of prompt and answer; the context stands in front and is shortened first."""
 
-    answer: str
-    prompt: str = ""
-    context: str = ""
+    answer: str = Field(description="what is learnt, with a `{column}` or several")
+    prompt: str = Field("", description="what stands before it")
+    context: str = Field("", description="what stands before the prompt; shortened where a row is too long")
 
 
 def _template_kind(value: Any) -> str:
@@ -53,7 +53,7 @@ def _template_kind(value: Any) -> str:
 class TaskSpec(_Settings):
     """One task from data."""
 
-    name: str = Field(min_length=1, pattern=r"^[^\x00]*$")
+    name: str = Field(min_length=1, pattern=r"^[^\x00]*$", description="its own within the stream")
     train: str = Field(min_length=1, description="data file, datasets folder, or hub name owner/name[:config]")
     evaluation: str | None = Field(None, description="the same; without it rows are held out of `train`")
     holdout: float | int | None = Field(None, ge=0, description="share or number of rows held out by key hash")
@@ -68,7 +68,7 @@ class TaskSpec(_Settings):
             Discriminator(_template_kind),
         ]
         | None
-    ) = None
+    ) = Field(None, description="how columns become text: prompt, answer and context, or a list of pieces")
     where: dict[str, Any] = Field(default_factory=dict, description="keep rows whose columns have these values")
     key: str | None = Field(None, description="column that names a row; default: id, else a hash of the row")
     train_rows: int | None = Field(None, ge=1, description="most training rows")
@@ -103,9 +103,9 @@ class TaskSpec(_Settings):
 class ArenaSpec(_Settings):
     """The arena's generated tasks."""
 
-    kinds: tuple[str, ...] = Field(KINDS, min_length=1)
-    train_rows: int = Field(300, ge=1)
-    evaluation_rows: int = Field(100, ge=0)
+    kinds: tuple[str, ...] = Field(KINDS, min_length=1, description="a task each, in this order")
+    train_rows: int = Field(300, ge=1, description="training rows of each task")
+    evaluation_rows: int = Field(100, ge=0, description="held-out rows of each task")
 
     @field_validator("kinds")
     @classmethod
@@ -121,8 +121,8 @@ class ArenaSpec(_Settings):
 class StreamSpec(_Settings):
     """A stream: tasks from data, or the arena's."""
 
-    tasks: tuple[TaskSpec, ...] | None = Field(None, min_length=1)
-    arena: ArenaSpec | None = None
+    tasks: tuple[TaskSpec, ...] | None = Field(None, min_length=1, description="tasks from data, in order")
+    arena: ArenaSpec | None = Field(None, description="or generated tasks")
 
     @model_validator(mode="after")
     def _one_kind(self) -> StreamSpec:

@@ -30,6 +30,9 @@ class Template:
 
     A placeholder is a plain column name: no attribute, index, conversion or format.
 
+    Attributes:
+        segments: in order; the last one is learnt.
+
     Raises:
         ConfigError: a placeholder that is not plain, or is in a special piece; a lone brace; a last segment that
             is not learnt.
@@ -104,6 +107,9 @@ def to_examples(
         template: how columns become text.
         key: the column that names a row; default: `id` where there is one, else a hash of the row's content.
         tokenizer: for `messages`: its chat template is used when it has one, its eos_token otherwise.
+
+    Raises:
+        DataError: a row lacks what it needs; names file and line.
     """
     examples: dict[str, Example] = {}
     for row in rows:

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 TRACKERS: dict[str, type[MLflow] | type[TensorBoard]] = {"mlflow": MLflow, "tensorboard": TensorBoard}
+"""The trackers by the names that `--track` takes."""
 
 
 def build(

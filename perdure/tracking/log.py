@@ -65,7 +65,7 @@ class MetricsLog:
 
 
 def find_mark(path: Path, name: str) -> tuple[int, Mapping[str, Any]] | None:
-    """Where the log stood at the checkpoint of that name: bytes up to its mark, and the mark itself."""
+    """Where the log stood at the checkpoint of that name: bytes up to its mark, and the mark; None without one."""
     if not path.is_file():
         return None
     found, end = None, 0

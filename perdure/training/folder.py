@@ -143,6 +143,11 @@ class RunFolder:
             return []
         return sorted((p for p in self.checkpoints.iterdir() if not p.name.startswith(".")), key=_age)
 
+    def after_stage(self, stage: int) -> Path | None:
+        """The checkpoint between that stage and the next one, if there is one of that name."""
+        found = [path for path in self.saved() if path.name.startswith(stage_name(0, stage).rpartition("-")[0])]
+        return found[-1] if found else None
+
     def newest(self) -> tuple[dict[str, Any] | None, list[str]]:
         """The newest readable checkpoint's state, and a warning for each newer one that could not be read.
 

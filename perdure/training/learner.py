@@ -318,7 +318,7 @@ class Learner:
     @property
     def infers(self) -> bool:
         """Whether the strategy is told tasks, and can do without."""
-        return self.strategy.wants_task_ids and self.objective != "regression"
+        return self.strategy.wants_task_ids and self.strategy.infers
 
     def identified(self, examples: Sequence[Example]) -> list[Example]:
         """The rows with the tasks that the strategy takes them for; as they are where it needs no task."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -18,7 +19,9 @@ from perdure.storage import folder as replaced
 from perdure.storage import guarded, plain, write_text
 from perdure.strategies.build import describe
 from perdure.tracking import MetricsLog, find_mark, untracked
+from perdure.training import checkpoint
 from perdure.training.display import Display
+from perdure.training.drift import Changes
 from perdure.training.folder import RunFolder, keys_name, stage_name, step_name
 from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
 from perdure.training.learner import Learner, StepResult
@@ -70,6 +73,7 @@ class Run:
         self.steps = [total_steps(s, p) for s, p in zip(self.sources, self.phases, strict=True)]
         self.matrices: dict[str, ScoreMatrix] = {}
         self.probe: dict[str, list[float | None]] = {}
+        self.changes = Changes()
         self.stage = 0  # stages that are trained and scored
         self.begun = 0  # tasks that the learner has begun
         self.position: Position | None = None  # within the stage; None before its first step
@@ -195,6 +199,7 @@ class Run:
                 what = scored if event["setting"].startswith("evaluation.") else inexact
                 self.display.say(f"warning: {event['setting']}: {what}")
                 self._write("changed", **event)
+        self.changes.begin(plan.model)
         if plan.mode == "isolated":
             self._initial = {name: value.detach().clone() for name, value in moving(plan.model).items()}
         if state:
@@ -234,6 +239,7 @@ class Run:
         if self.begun <= i:
             if self._initial is not None:
                 self._back_to_start()
+            self.changes.begin_stage(learner, again=self._initial is not None)
             learner.begin_task(task, i, self._horizon(i))
             self.begun = i + 1
             self.position = Position()
@@ -276,6 +282,7 @@ class Run:
         self._check_there()
         self._score(row, self._scored_after(self.stage), stop)
         self._say_scores(row)
+        self._measure_changes(row)
         write_text(
             self.folder.keys / keys_name(row),
             "".join(json.dumps([*name.split("\0"), *counts]) + "\n" for name, counts in sorted(self.seen.items())),
@@ -286,6 +293,26 @@ class Run:
         write_scores(self.folder.path, self.matrices, main_metric(self.matrices))
         if stop and self.stage < len(self.plan.stages):
             raise Interrupted(self._goodbye())
+
+    def _measure_changes(self, row: int) -> None:
+        found = self.changes.measure(row, self.learner)
+        if found is None:
+            self.display.say(
+                f"warning: the drift of stage {row} is unknown: the checkpoint before it cannot be read"
+            )
+        else:
+            self._write(
+                "drift", step=self.learner.steps, task=self.plan.stages[self.stage].name, stage=row, **found
+            )
+
+    def _where_it_began(self) -> Mapping[str, torch.Tensor] | None:
+        """The weights that a stage began with which was stopped in its middle."""
+        if not self.stage or self.plan.mode == "isolated":
+            return self.changes.start
+        path = self.folder.after_stage(self.stage)
+        with contextlib.suppress(RunError):
+            return None if path is None else checkpoint.load(path)["learner"]["model"]
+        return None
 
     def _scored_after(self, stage: int) -> Sequence[Task]:
         return [self.plan.stages[stage]] if self.plan.mode == "isolated" else self.plan.stream.evaluations
@@ -444,6 +471,7 @@ class Run:
                 else [self.position.phase, self.position.epoch, self.position.batch],
                 "matrices": {metric: matrix.to_dict() for metric, matrix in self.matrices.items()},
                 "probe": plain(self.probe),
+                "changes": self.changes.state_dict(),
                 "totals": {what: count for what, count in self.totals.items() if what != "seconds"},
                 "seen": self.seen,
                 "mark": name,
@@ -454,6 +482,7 @@ class Run:
     def _restore_scores(self, state: dict[str, Any]) -> None:
         self.matrices = {metric: ScoreMatrix.from_dict(saved) for metric, saved in state["matrices"].items()}
         self.probe = state["probe"]
+        self.changes.load_state_dict(state.get("changes", {}))
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.stage, self.begun, self.trained = state["stage"], state["begun"], state["trained"]
@@ -463,6 +492,8 @@ class Run:
         for i in range(self.begun):
             self.learner.begin_task(self.plan.stages[i], i, self._horizon(i), resuming=True)
         self.learner.load_state_dict(state["learner"])
+        if self.begun > self.stage:
+            self.changes.before = self._where_it_began()
 
     # Telling
 
@@ -496,7 +527,8 @@ class Run:
                 for task, value in zip(matrix.tasks, matrix.values[cell_row], strict=True)
                 if value == value
             )
-            self.display.say(f"after {stage}: {matrix.metric.replace('_', ' ')}: {scores}")
+            told = ", task told" if self.plan.strategy.wants_task_ids else ""
+            self.display.say(f"after {stage}: {matrix.metric.replace('_', ' ')}{told}: {scores}")
 
     def _recorded(self) -> dict[str, Any]:
         return {
@@ -525,6 +557,7 @@ class Run:
         facts = {
             "name": settings.name or self.folder.path.name,
             "strategy": settings.strategy,
+            "task_identity": "told" if plan.strategy.wants_task_ids else None,
             "model": settings.model,
             "tuning": settings.tuning,
             "seed": settings.seed,
@@ -539,6 +572,7 @@ class Run:
             "parameters": {"trainable": trainable, "total": total},
             "probe": self.probe,
             "replay": replay,
+            **self.changes.results(),
             "data": {fact["name"]: _counts(fact) for fact in plan.data["tasks"]},
             "versions": versions(),
             "machine": machine(),

@@ -28,6 +28,7 @@ class Scoring:
     Attributes:
         matrices: R by metric.
         tasks: names of those that were trained.
+        initial: parameters that were trainable when the stream began, and buffers, on the CPU.
     """
 
     def __init__(self, learner: Learner, events: Events) -> None:
@@ -37,7 +38,7 @@ class Scoring:
         self._events = events
         self._rows: dict[str, list[Example]] = {}
         # Row 0 of a task that arrives later is scored with them.
-        self._initial = {name: value.detach().cpu().clone() for name, value in moving(learner.model).items()}
+        self.initial = {name: value.detach().cpu().clone() for name, value in moving(learner.model).items()}
 
     @property
     def main(self) -> ScoreMatrix:
@@ -81,7 +82,7 @@ class Scoring:
             "tasks": self.tasks,
             "matrices": {metric: matrix.to_dict() for metric, matrix in self.matrices.items()},
             "evaluations": {name: pack(rows) for name, rows in self._rows.items()},
-            "initial": self._initial,
+            "initial": self.initial,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -89,18 +90,18 @@ class Scoring:
         self.tasks = list(state["tasks"])
         self.matrices = {metric: ScoreMatrix.from_dict(saved) for metric, saved in state["matrices"].items()}
         self._rows = {name: unpack(rows) for name, rows in state["evaluations"].items()}
-        self._initial = dict(state["initial"])
+        self.initial = dict(state["initial"])
 
     def _at_the_start(self, rows: list[Example]) -> dict[str, float]:
         """Scores of the model that the stream began with, which knew nothing of the strategy."""
         own: dict[str, Tensor] = {**dict(self._learner.model.named_parameters())}
         own.update(self._learner.model.named_buffers())
-        if any(name not in own or own[name].shape != value.shape for name, value in self._initial.items()):
+        if any(name not in own or own[name].shape != value.shape for name, value in self.initial.items()):
             return {}  # the strategy has put something else in its place: that model is no more
-        now = {name: own[name].detach().clone() for name in self._initial}
+        now = {name: own[name].detach().clone() for name in self.initial}
         with torch.no_grad():
             try:
-                for name, value in self._initial.items():
+                for name, value in self.initial.items():
                     own[name].copy_(value)
                 found = self._learner.score(rows, plain=True)
             finally:

@@ -19,6 +19,7 @@ from perdure.strategies.build import build, completed, describe
 from perdure.strategies.chain import Chain
 from perdure.training import checkpoint
 from perdure.training.configure import configure
+from perdure.training.drift import Changes
 from perdure.training.events import Events
 from perdure.training.learner import Learner
 from perdure.training.loaders import read_rows, read_source
@@ -78,6 +79,8 @@ class ContinualTrainer:
         self.output_dir = None if output_dir is None else _empty(Path(output_dir))
         self._events = Events(None if self.output_dir is None else self.output_dir / "metrics.jsonl", callbacks)
         self._scoring = Scoring(self.learner, self._events)
+        self._changes = Changes()
+        self._changes.begin(model, self._scoring.initial)
         self._names: dict[str, str] = {}  # of tasks, by their task_id as text
         self._seconds = 0.0
         self._closed = False
@@ -126,7 +129,8 @@ class ContinualTrainer:
         """Train on one task, then score every task so far.
 
         Args:
-            train_loader: DataLoader, Dataset or list of the task's rows (see `read_source` for what a row may be).
+            train_loader: DataLoader, Dataset with a length, or list of the task's rows: pairs (x, y), mappings
+                with `input_ids` and `labels` (or `x` and `y`), or examples.
             val_loader: held-out rows, the same; None leaves the task's column of R empty.
             task_id: a number of its own for each task.
             task_name: its name in results; "task_<task_id>" by default.
@@ -190,6 +194,7 @@ class ContinualTrainer:
             held_out_rows=len(held),
             phases=[{"phase": phase.name, "epochs": phase.epochs} for phase in phases],
         )
+        self._changes.begin_stage(learner, again=not index)
         if held:
             found = self._scoring.before(name, held)
             if self._stopper is not None:
@@ -203,6 +208,8 @@ class ContinualTrainer:
             self._seconds += training.seconds
         learner.end_task()
         found = self._scoring.after(name)
+        drift = self._changes.measure(index + 1, learner) or {}
+        self._events.write("drift", step=learner.steps, task=name, stage=index + 1, **drift)
         self._events.write("task_end", step=learner.steps, task=name, stage=index + 1, phases=training.phases)
         # Only now, so that what was trained is kept whatever a callback does.
         self._write_out()
@@ -246,7 +253,11 @@ class ContinualTrainer:
             self._events.end(results, files)
 
     def save(self, path: str | Path) -> Path:
-        """Write everything to a folder, in one step: weights, strategy, memory, held-out rows, scores."""
+        """Write everything to a folder, in one step: weights, strategy, memory, held-out rows, scores.
+
+        Raises:
+            StorageError: the disk refused; what the folder held before is intact.
+        """
         path = Path(path)
         checkpoint.save(
             path,
@@ -257,6 +268,7 @@ class ContinualTrainer:
                 "strategy": describe(self.strategy),
                 "names": dict(self._names),
                 **self._scoring.state_dict(),
+                "changes": self._changes.state_dict(),
                 "seconds": self._seconds,
                 "learner": self.learner.state_dict(),
             },
@@ -301,6 +313,8 @@ class ContinualTrainer:
             trainer.learner.begin_task(Task(name, ()), index, 1, resuming=True)
         trainer.learner.load_state_dict(state["learner"])
         trainer._scoring.load_state_dict(state)
+        trainer._changes.start = trainer._scoring.initial
+        trainer._changes.load_state_dict(state.get("changes", {}))
         older = {name.removeprefix("task_"): name for name in trainer.tasks}  # what was saved without ids
         trainer._names = dict(state.get("names", older))
         trainer._seconds = state["seconds"]
@@ -342,6 +356,7 @@ class ContinualTrainer:
             "seconds": round(self._seconds, 3),
             "probe": {},
             "replay": None,
+            **self._changes.results(),
         }
 
     def _write_out(self) -> None:

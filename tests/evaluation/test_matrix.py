@@ -77,6 +77,7 @@ def test_joint_is_one_stage_that_trains_all_tasks():
     assert values["average"] == values["learning"] == 0.75
     assert math.isnan(values["forgetting"])
     assert math.isnan(values["backward_transfer"])
+    assert values["pairwise_transfer"] is None  # no task was trained by itself
     assert values["per_task"]["b"] == {"before": 0.25, "learnt": 0.75, "final": 0.75, "best": 0.75}
 
 

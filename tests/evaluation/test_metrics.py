@@ -43,6 +43,20 @@ def test_worked_example():
     assert metrics.micro_average(R3, [1, 1, 2]) == pytest.approx(0.8)
 
 
+def test_pairwise_transfer_by_hand():
+    """The worked example: each row minus the one above it.
+
+    Task 1's training: 0.8 - 0.1, 0.3 - 0.2, 0.1 - 0.0; task 2's: 0.6 - 0.8, 0.9 - 0.3, 0.3 - 0.1; task 3's:
+    0.5 - 0.6, 0.7 - 0.9, 1.0 - 0.3. As a loss, all of it turns round; what has no row beside it is not known.
+    """
+    by_hand = [[0.7, 0.1, 0.1], [-0.2, 0.6, 0.2], [-0.1, -0.2, 0.7]]
+    np.testing.assert_allclose(metrics.pairwise_transfer(R3), by_hand)
+    np.testing.assert_allclose(metrics.pairwise_transfer(R3, higher_is_better=False), -np.array(by_hand))
+    assert metrics.summary(R3)["pairwise_transfer"] == metrics.pairwise_transfer(R3).tolist()
+    gap = metrics.pairwise_transfer([[0.0, NAN], [1.0, 0.25], [0.5, 1.0]])
+    np.testing.assert_array_equal(gap, [[1.0, NAN], [-0.5, 0.75]])
+
+
 def test_forgetting_counts_a_best_from_before_the_task_was_trained():
     """Task 2 had 0.9 in row 1, before its own training, 0.5 after it, and ends at 0.4 in row 3.
 
@@ -102,6 +116,7 @@ def test_one_task_has_nothing_to_forget():
 def test_nothing_measured_is_nan_without_a_warning():
     R = np.full((4, 3), NAN)
     values = metrics.summary(R, counts=[1, 1, 1], isolated=[1, 1, 1])
+    assert np.isnan(values.pop("pairwise_transfer")).all()
     assert all(math.isnan(v) for k, v in values.items() if k not in ("higher_is_better", "per_task"))
     assert all(math.isnan(v) for row in values["per_task"].values() for v in row.values())
 
@@ -222,6 +237,21 @@ def test_agrees_with_the_formulas_as_loops(stream, higher):
     got = metrics.summary(R, higher, isolated=alone)
     for name, value in slow(R, alone, 1 if higher else -1).items():
         assert got[name] == pytest.approx(value, abs=1e-9, nan_ok=True), name
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams(), st.booleans())
+def test_pairwise_transfer_adds_up_to_the_other_metrics(stream, higher):
+    """Column i sums to R[T, i] - R[0, i]; the parts below and above the diagonal are the two transfers."""
+    R = np.nan_to_num(np.array(stream[0]))
+    T, sign = R.shape[1], 1 if higher else -1
+    P = metrics.pairwise_transfer(R, higher_is_better=higher)
+    assert P.shape == (T, T)
+    np.testing.assert_allclose(P.sum(0), sign * (R[-1] - R[0]), atol=1e-9)
+    got = metrics.summary(R, higher)
+    if T > 1:
+        assert np.tril(P, -1).sum() / (T - 1) == pytest.approx(got["backward_transfer"], abs=1e-9)
+        assert np.triu(P, 1).sum() / (T - 1) == pytest.approx(got["forward_transfer"], abs=1e-9)
 
 
 @settings(max_examples=100, deadline=None)

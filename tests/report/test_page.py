@@ -42,7 +42,7 @@ def test_one_run(make_run, tmp_path):
     page = write_report([make_run()], tmp_path / "report.html")
     text = text_of(page)
     tags = Tags(text).tags
-    assert sum(tag == "img" for tag, _ in tags) == 7
+    assert sum(tag == "img" for tag, _ in tags) == 9
     assert all(attrs["alt"] for tag, attrs in tags if tag == "img")
     assert "naive&#39;s exact match ended 45.0 points below each earlier task&#39;s best" in text
     assert "forgetting ↓" in text
@@ -133,22 +133,23 @@ def test_what_can_only_show_zeros_is_not_drawn(make_run, tmp_path):
         return 1.0 + row if metric == "loss" else 0.0
 
     runs = [make_run("one", scored=scored), make_run("two", scored=scored), make_run("joint", joint=True)]
-    for some, figures in ((runs[:1], 4), (runs[:2], 5), (runs[2:], 5), (runs, 7)):
+    for some, figures in ((runs[:1], 5), (runs[:2], 6), (runs[2:], 5), (runs, 8)):
         text = text_of(write_report(some, tmp_path / "report.html"))
         assert text.count("<img") == figures, figures
         assert ("so there is nothing to draw" in text) == (runs[2] not in some)
     write_report(runs[:2], tmp_path / "report.html")
     assert 'alt="The runs compared: loss of one, two.' in text_of(write_report(runs[:2], tmp_path))
     assert {path.name for path in write_plots(runs[0])} == {
-        "matrix_loss.png", "curves_loss.png", "forgetting_loss.png", "training_loss.png",
+        "matrix_loss.png", "curves_loss.png", "forgetting_loss.png", "transfer_loss.png", "training_loss.png",
     }  # fmt: skip
     plots = runs[2] / "plots"
     plots.mkdir()
-    for name in ("forgetting_loss.png", "mine.png"):
+    older = ("forgetting_loss.png", "transfer_loss.png", "matrix_loss_inferred.png", "drift.png", "usage.png")
+    for name in (*older, "mine.png"):
         (plots / name).touch()
-    assert not any("forgetting" in path.name for path in write_plots(runs[2]))
+    assert not any(path.name in older for path in write_plots(runs[2]))
     assert (plots / "mine.png").exists()
-    assert not (plots / "forgetting_loss.png").exists()
+    assert not any((plots / name).exists() for name in older)
 
 
 def test_everything_from_data_is_escaped(make_run, tmp_path):
@@ -201,12 +202,72 @@ def test_plots_go_into_the_run_folder(make_run):
     run = make_run()
     paths = write_plots(run)
     assert [path.relative_to(run).as_posix() for path in paths] == [
-        *(f"plots/{kind}_exact_match.png" for kind in ("matrix", "curves", "forgetting")),
-        *(f"plots/{kind}_loss.png" for kind in ("matrix", "curves", "forgetting")),
+        *(f"plots/{kind}_exact_match.png" for kind in ("matrix", "curves", "forgetting", "transfer")),
+        *(f"plots/{kind}_loss.png" for kind in ("matrix", "curves", "forgetting", "transfer")),
         "plots/training_loss.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert sorted(os.listdir(run / "plots")) == sorted(path.name for path in paths)
+
+
+def test_a_run_that_is_told_tasks_stands_twice(make_run, told_run, tmp_path):
+    """Told 90 % at the end, inferred 45 %; the inferred metrics have no section and no files of their own."""
+    run = told_run()
+    text = text_of(write_report([run, make_run()], tmp_path))
+    assert "<h2>Exact match <" in text
+    assert "inferred <small>" not in text
+    row = '<th scope="row">packnet (task {})</th><td>{} %</td>'
+    assert row.format("told", "90.0") in text
+    assert row.format("inferred", "45.0") in text
+    assert '<th scope="row">naive</th><td>60.0 %</td>' in text
+    assert '<th scope="row">a</th><td>packnet (task inferred)</td><td>100</td><td>5.0 %</td><td>45.0 %</td>' in text
+    assert "<td>told, and inferred</td>" in text
+    assert "<td>not needed</td>" in text
+    assert "packnet: the strategy answers by task." in text
+    assert 'alt="The runs compared: exact match of packnet (task told), packnet (task inferred), naive.' in text
+    assert not any("inferred" in path.name for path in write_plots(run))
+    alone = text_of(write_report([make_run("plain")], tmp_path / "alone.html"))
+    assert "answers by task" not in alone
+    assert "task of a row" not in alone
+
+
+def test_what_is_inferred_as_it_is_told_is_drawn_once(told_run, tmp_path):
+    def scored(row, column, metric, joint):
+        return 0.5 if metric.startswith("exact_match") else 1.0
+
+    text = text_of(write_report([told_run(scored=scored)], tmp_path / "report.html"))
+    assert 'alt="Score matrix: exact match of packnet (task told or inferred).' in text
+    assert text.count('<th scope="row">packnet (task inferred)</th><td>50.0 %</td>') == 1
+
+
+def test_a_regression_is_told_and_not_inferred(told_run, tmp_path):
+    text = text_of(write_report([told_run(metrics=("loss",), main_metric="loss")], tmp_path / "report.html"))
+    assert '<th scope="row">packnet (task told)</th>' in text
+    assert "It was told the task of each row." in text
+    assert "<td>told</td>" in text
+
+
+def test_drift_and_usage(make_run, told_run, tmp_path):
+    run = told_run()
+    text = text_of(write_report([run], tmp_path / "report.html"))
+    assert "<h2>Weights</h2>" in text
+    assert '<th scope="row">a</th><td>300</td><td>0</td><td>10.0 %</td><td>10.0 %</td>' in text
+    assert '<th scope="row">c</th><td>350</td><td>50</td><td>20.0 %</td><td>40.0 %</td>' in text
+    assert text.count("Share of each layer&#39;s weights by task") == 1
+    assert {"drift.png", "usage.png"} <= {path.name for path in write_plots(run)}
+    both = text_of(write_report([run, told_run("pnn"), make_run()], tmp_path / "both.html"))
+    assert '<th scope="row">pnn</th><td>350</td><td>50</td><td>40.0 %</td>' in both
+    assert both.count("Share of each layer&#39;s weights by task") == 2
+    assert "Weights</h2>" not in text_of(write_report([make_run("plain")], tmp_path / "plain.html"))
+
+
+def test_drift_of_an_unfinished_run_is_in_its_log(told_run, tmp_path):
+    run = told_run(results=False)
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"event": "drift", "step": 10, "task": "a", "stage": 1, "total": {"weights": 7, "new": 0, ')
+        log.write('"relative_change": 0.5, "relative_change_from_start": 0.5}, "groups": {}}\n')
+    text = text_of(write_report([run], tmp_path / "report.html"))
+    assert '<th scope="row">a</th><td>7</td><td>0</td><td>50.0 %</td><td>50.0 %</td>' in text
 
 
 def test_mistakes_are_told_in_words(make_run, tmp_path, monkeypatch):

@@ -187,3 +187,16 @@ def test_an_unfinished_run_is_called_so(make_run):
     text = words.sentences(read_runs([make_run(results=False)]))
     assert text[0].startswith("naive stands at a mean exact match of 60.0 %")
     assert text[-1].startswith("naive is not finished")
+
+
+def test_inferred_metrics_have_names_and_units():
+    assert words.label("exact_match_inferred") == "exact match, task inferred"
+    assert words.label("loss_inferred") == "loss, task inferred"
+    assert words.value("accuracy_inferred", 0.5) == "50.0 %"
+
+
+def test_sentences_say_where_the_task_was_told(make_run, told_run):
+    """Told 90 %, inferred 45 %, and joint is at 90 %."""
+    text = words.sentences(read_runs([told_run(), make_run("joint", joint=True)]))
+    assert text[0].endswith("It was told the task of each row; where it infers the task, it is at 45.0 %.")
+    assert text[2] == "packnet kept 100 % of joint's average, told the task; 50 % where it infers it."

@@ -60,7 +60,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "freeze-bottom": FreezeBottom,
     "packnet": PackNet,
     "packnet-gradient": lambda: PackNet(0.4, use_magnitude_pruning=False, retrain_epochs=2),
-    "packnet-start": lambda: PackNet(prune_to="start"),
+    "packnet-start": lambda: PackNet(prune_to="start", infer="surest"),
     "pnn": lambda: PNN(rank=2),
     "prompt-pool": lambda: PromptPool(size=5, length=2),
     "prompt-pool-deep": lambda: PromptPool(
@@ -68,6 +68,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     ),
     "olora": lambda: OLoRA(strength=0.1),
     "olora+replay": lambda: Chain([OLoRA(strength=0.1), Replay(capacity=6)]),
+    "olora+ewc-weight": lambda: Chain([OLoRA(strength=0.1), EWC(strength=5.0, space="weight")]),
     "osf": lambda: OSF(effective_rank=0.4, growth=0.2),
     "osf-first": lambda: OSF(effective_rank=0.4, start=0, rest="trained"),
     "osf+replay": lambda: Chain([OSF(), Replay(capacity=6)]),
@@ -96,7 +97,7 @@ REFUSED = {
     },
     **{
         (name, world): "the model has no LoRA adapter"
-        for name in ("olora", "olora+replay", "slao")
+        for name in ("olora", "olora+replay", "olora+ewc-weight", "slao")
         for world in ("mlp", "regression", "llama", "llama-soft")
     },
     **{

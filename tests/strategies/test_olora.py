@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from perdure.config import TrainingSettings, validate
 from perdure.errors import StrategyError
 from perdure.models.adapters import tune
-from perdure.strategies import OLoRA
+from perdure.strategies import EWC, SI, Chain, LwF, OLoRA
 from perdure.strategies.base import Strategy
 from perdure.training.learner import Learner
 from perdure.types import Example, Task
@@ -403,6 +403,14 @@ def convolution() -> Any:
 def test_what_it_cannot_train_is_refused(make_model: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(StrategyError, match=message):
         learner_of(make_model(), OLoRA(), "classification")
+
+
+@pytest.mark.parametrize("other", [EWC, SI, LwF])
+def test_what_holds_weights_by_name_has_no_place_beside_it(other: type[Strategy]) -> None:
+    """What they hold is of the frozen adapters, and LwF's teacher would have the new one in it."""
+    with pytest.raises(StrategyError, match=f"what {other.name} holds of them"):
+        Chain([OLoRA(), other()])
+    Chain([OLoRA(), EWC(space="weight")])
 
 
 def test_settings_that_cannot_be_are_refused() -> None:

@@ -255,9 +255,10 @@ def check_by_hand(make: Callable[[], PackNet]) -> None:
 def check_start_by_hand(make: Callable[[], PackNet]) -> None:
     """The same values over a layer that begins at 0.5 throughout: what counts is how far a weight has come from it.
 
-    Task a: the distances are 0.4 1.3 0.2 0.55 / 0.1 0.3 0.9 0.2, so 0.1, -0.8, -0.05 and -0.4 are kept. The four that
-    task b may use become -0.1, 9, 0.3 and 9, whose distances are 0.6, 8.5, 0.2 and 8.5: it keeps both nines. On ones,
-    task a answers (0.1 - 0.8 + 0.5 - 0.05, 0.5 + 0.5 - 0.4 + 0.5), task b the same first and 9 + 0.5 - 0.4 + 9.
+    Task a: the distances are 0.4 1.3 0.2 0.55 / 0.1 0.3 0.9 0.2, so 0.1, -0.8, -0.05 and -0.4 are kept. The four
+    that task b may use become -0.1, 9, 0.3 and 9, whose distances are 0.6, 8.5, 0.2 and 8.5: it keeps both nines.
+    On ones, task a answers (0.1 - 0.8 + 0.5 - 0.05, 0.5 + 0.5 - 0.4 + 0.5), task b the same first, and then
+    9 + 0.5 - 0.4 + 9.
     """
     strategy, model = owners_by_hand(make, 0.5)
     assert strategy.owners["weight"].tolist() == [[1, 1, 0, 1], [2, 0, 1, 2]]
@@ -580,7 +581,7 @@ def test_the_network_that_serves_a_task_is_put_back() -> None:
 def test_a_row_whose_task_nobody_tells_goes_to_the_surest() -> None:
     """Entropies worked out from networks that were masked by hand; the unfinished third task is no choice."""
     torch.manual_seed(0)
-    strategy = PackNet()
+    strategy = PackNet(infer="surest")
     learner = run(learner_of(Mixed(), strategy), ids("a"), ids("b"), steps=(30, 10))
     rows = [*ids("a"), *ids("b"), *ids("other")]
     for _ in zip(range(1), train(learner, 2, ids("c")), strict=False):
@@ -598,6 +599,51 @@ def test_a_row_whose_task_nobody_tells_goes_to_the_surest() -> None:
     expected = ["ab"[int(two < one)] for one, two in zip(*entropies, strict=True)]
     assert strategy.identify(learner.model, learner.collate(rows)) == expected
     assert len(set(expected)) == 2
+
+
+def check_nearest(make: Callable[[], PackNet]) -> None:
+    """Features are those of the first task's network, masked by hand, whenever they are asked for.
+
+    The last linear layer takes in what layer norm and ReLU give; cosines are those from the mean of all three.
+    """
+    torch.manual_seed(0)
+    strategy = make()
+    tasks = [ids("a", 20), ids("b", 20), ids("c", 20)]
+    learner = run(learner_of(Mixed(), strategy), *tasks, steps=(30, 10))
+    alone = copy.deepcopy(learner.model).eval()
+    with torch.no_grad():
+        for name, owner in strategy.owners.items():
+            alone.get_parameter(name)[owner != 1] = 0
+    seen: list[Tensor] = []
+    alone.out.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))  # type: ignore[union-attr]
+
+    def look(rows: Sequence[Example]) -> Tensor:
+        alone(torch.stack([row.x for row in rows]))  # type: ignore[misc]
+        return seen[-1]
+
+    means = torch.stack([look(rows).mean(0) for rows in tasks])
+    for name, mean in zip("abc", means, strict=True):
+        torch.testing.assert_close(strategy.prototypes.means[name], mean, rtol=0, atol=1e-6)
+    held = [row.but(task="") for task in "abc" for row in ids(task, 40)[20:]]
+    centred = nn.functional.cosine_similarity((look(held) - means.mean(0))[:, None], means - means.mean(0), dim=2)
+    learner.model.eval()
+    assert strategy.identify(learner.model, learner.collate(held)) == ["abc"[i] for i in centred.argmax(1)]
+
+
+def test_a_row_goes_to_the_task_whose_rows_looked_most_like_it() -> None:
+    check_nearest(PackNet)
+
+
+class LooksThroughTheNewest(PackNet):
+    """Wrong: features of later tasks come from later networks, so that they cannot be compared."""
+
+    def _has_mask(self, task: str) -> bool:
+        return False
+
+
+def test_features_of_several_networks_are_caught() -> None:
+    with pytest.raises(AssertionError):
+        check_nearest(LooksThroughTheNewest)
 
 
 @pytest.mark.parametrize("to", ["zero", "start"])
@@ -723,6 +769,7 @@ def test_a_network_without_free_weights_is_refused() -> None:
         ({"prune_percentage": 75}, r"a share between 0 and 1 \(0.75 prunes 75 %\), got 75"),
         ({"retrain_epochs": 0}, "retrain_epochs"),
         ({"prune_to": "one"}, "prune_to"),
+        ({"infer": "name"}, "unknown infer 'name'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:

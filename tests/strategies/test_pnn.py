@@ -437,7 +437,7 @@ def test_rows_go_to_their_tasks_column_and_unknown_ones_to_the_newest() -> None:
 
 def test_the_surest_column_names_the_task() -> None:
     """Column 1 is made sure of itself by a large bias; then column 0 is."""
-    own = learner(net())
+    own = learner(net(), strategy=PNN(infer="surest"))
     tasks = [rows(name, seed) for seed, name in enumerate("ab")]
     train(own, tasks, steps=1)
     own.model.eval()

@@ -163,7 +163,7 @@ def outcome() -> Callable[[Path], dict[str, Any]]:
         assert state is not None
         exported = next(path.glob("*/*model.safetensors"))
         found: dict[str, Any] = {
-            "scores": {name: results[name] for name in ("metrics", "scores", "probe", "replay", "steps")},
+            "scores": {name: results[name] for name in ("metrics", "scores", "probe", "replay", "steps", "drift", "usage")},
             "csv": {p.name: p.read_text() for p in path.glob("*.csv")},
             "exported": {name: value.tolist() for name, value in load_file(exported).items()},
             "learner": json.dumps(state["learner"], default=lambda tensor: tensor.tolist()),

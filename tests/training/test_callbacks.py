@@ -76,8 +76,8 @@ def test_callbacks_are_told_what_the_log_holds(make_mlp: Any, tmp_path: Path, tr
     assert notes.events == [json.loads(line) for line in lines]
     epoch = ["step"] * 3 + ["epoch"]
     assert notes.names == [
-        *["task", "evaluation", *epoch * 4, "evaluation", "task_end"],
-        *["task", "evaluation", "evaluation", *epoch * 4, "evaluation", "evaluation", "task_end"],
+        *["task", "evaluation", *epoch * 4, "evaluation", "drift", "task_end"],
+        *["task", "evaluation", "evaluation", *epoch * 4, "evaluation", "evaluation", "drift", "task_end"],
     ]
     begun, end = notes.events[0], notes.events[-1]
     assert begun == {
@@ -156,8 +156,8 @@ def test_epochs_are_scored_where_that_is_asked_for(make_mlp: Any, loaders: Any, 
         assert epochs[-1] == (found if asked else {})
         assert len({str(metrics) for metrics in epochs}) == (3 if asked else 1)
         trainer.train_task(loaders(1)[0], task_id=1)
-        assert notes.events[-3]["event"] == "epoch"
-        assert notes.events[-3]["metrics"] == {}
+        assert notes.events[-4]["event"] == "epoch"
+        assert notes.events[-4]["metrics"] == {}
         trainers.append(trainer)
     assert same(*trainers)
 
@@ -199,7 +199,7 @@ def test_an_error_after_the_training_leaves_the_task_trained(
     trainer = ContinualTrainer(make_mlp(5, 2), EWC(), CONFIG, output_dir=out, callbacks=[wire, notes])
     with pytest.raises(OSError, match=f"at {at}"):
         trained(trainer, 0, 1)
-    assert notes.names[-2:] == ["evaluation", "task_end"]
+    assert notes.names[-3:] == ["evaluation", "drift", "task_end"]
     quiet = trained(ContinualTrainer(make_mlp(5, 2), EWC(), CONFIG), 0, 1)
     assert same(trainer, quiet)
     assert json.loads((out / "results.json").read_text())["tasks"] == ["task_0"]
@@ -284,6 +284,6 @@ def test_skipped_steps_are_told(make_mlp: Any) -> None:
     with pytest.warns(UserWarning, match="step 2, task 'task_0'") as caught:
         trainer.train_task(loader)
     assert caught[0].filename == __file__
-    assert notes.names == ["task", "step", "skipped", "step", "epoch", "task_end"]
+    assert notes.names == ["task", "step", "skipped", "step", "epoch", "drift", "task_end"]
     losses = [event["loss"] for event in notes.events if event["event"] == "step"]
     assert notes.events[4]["train_loss"] == pytest.approx(sum(losses) / 2)

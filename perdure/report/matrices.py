@@ -1,0 +1,149 @@
+"""Heat maps: scores of each task after each stage, and what each stage did to each task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from perdure.report import words
+from perdure.report.axes import title
+from perdure.report.canvas import MAX_WIDTH, as_png, headline, panels
+from perdure.report.read import Run, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A matrix to be drawn: a frame around the cell in row `trained[i]` of column i."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: Sequence[Sequence[float]]
+    trained: Sequence[int | None]
+
+    @property
+    def known(self) -> list[float]:
+        return [x for row in self.values for x in row if math.isfinite(x)]
+
+
+@as_png
+def heat_map(runs: Sequence[Run], metric: str) -> Figure:
+    """R of each run on one colour scale: a row after each stage, a column a task, the value in the cell."""
+    tables = [run.scores[metric] for run in runs]
+    drawn = [
+        _Table(("start", *t.stages), t.tasks, t.values, [*map(t.trained, range(len(t.tasks)))]) for t in tables
+    ]
+    colours = colormaps["viridis" if tables[0].higher_is_better else "viridis_r"]
+    figure = _draw(runs, drawn, metric, colours, colour_scale(tables), "after")
+    headline(
+        figure,
+        f"{words.opening(metric)} of each task after each stage; {words.direction(tables[0].higher_is_better)}",
+    )
+    return figure
+
+
+@as_png
+def transfer(runs: Sequence[Run], metric: str) -> Figure:
+    """What each task's training did to each task: blue where it helped, red where it harmed, white where neither.
+
+    Runs in which a stage trained several tasks have no such matrix and are left out.
+    """
+    runs = [run for run in runs if run.scores[metric].transfer()]
+    tables = [run.scores[metric] for run in runs]
+    drawn = [_Table(t.stages, t.tasks, t.transfer(), range(len(t.tasks))) for t in tables]
+    largest = max((abs(x) for table in drawn for x in table.known), default=0.0) or 1.0
+    figure = _draw(runs, drawn, metric, colormaps["RdBu"], Normalize(-largest, largest), "training on", signed=True)
+    unit = ", in points" if metric in words.SHARES else ""
+    better = "is better" if tables[0].higher_is_better else f"where the {words.label(metric)} fell"
+    headline(
+        figure,
+        f"{words.opening(metric)}: what each task's training did to each task{unit}; positive {better}",
+    )
+    return figure
+
+
+def colour_scale(tables: Sequence[Scores]) -> Normalize:
+    """One colour scale for all: 0 to 1 for shares, else what occurs."""
+    known = [x for table in tables for row in table.values for x in row if math.isfinite(x)]
+    if tables[0].metric in words.SHARES or not known:
+        return Normalize(0, 1)
+    low, high = min(known), max(known)
+    return Normalize(low, high if high > low else low + 1)
+
+
+def _draw(
+    runs: Sequence[Run],
+    tables: Sequence[_Table],
+    metric: str,
+    colours: Colormap,
+    scale: Normalize,
+    rows: str,
+    signed: bool = False,
+) -> Figure:
+    """A panel for each run; `rows` says what a row's name stands for."""
+    most_tasks = max(len(table.columns) for table in tables)
+    longest = min(24, max(len(name) for table in tables for name in (*table.rows, *table.columns)))
+    cell = (0.42, 0.27 if most_tasks > 8 else 0.34)
+    inner, names = max(1.8, most_tasks * cell[0] + 0.2), longest * 0.065 + 0.4
+    # Beside a panel with the same stages, a panel needs no names of its own; so more fit beside one another.
+    own = [i == 0 or table.rows != tables[i - 1].rows for i, table in enumerate(tables)]
+    width = inner + names * sum(own) / len(own)
+    figure, axes = panels(
+        len(runs),
+        width if width * len(runs) + 0.8 <= MAX_WIDTH else inner + names,
+        [len(table.values) * cell[1] + longest * 0.045 + 0.6 for table in tables],
+        extra=0.8,
+    )
+    image = None
+    for ax, run, table, alone in zip(axes, runs, tables, own, strict=True):
+        masked = np.ma.masked_invalid(np.array(table.values))
+        image = ax.imshow(masked, cmap=colours, norm=scale, aspect="auto")
+        _cells(ax, table, metric, colours, scale, 7 if most_tasks > 8 else 8, signed)
+        ax.set_xticks(range(len(table.columns)), words.short(table.columns))
+        ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+        for text in ax.get_xticklabels():
+            text.set(rotation=35, ha="left", rotation_mode="anchor")
+        ax.set_yticks(range(len(table.rows)), words.short(table.rows))
+        spec = ax.get_subplotspec()
+        if alone or (spec is not None and spec.is_first_col()):
+            ax.set_ylabel(rows)
+        else:
+            ax.tick_params(labelleft=False)
+        ax.set(xlim=(-0.5, most_tasks - 0.5), ylim=(len(table.values) - 0.5, -0.5))
+        ax.spines[:].set_visible(False)
+        title(ax, run, runs)
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=25, shrink=0.8) if image else None
+    if bar is not None and metric in words.SHARES:
+        unit = " pt" if signed else " %"
+        bar.ax.yaxis.set_major_formatter(lambda x, _: f"{x * 100:.0f}{unit}".replace("-", "−"))
+    return figure
+
+
+def _cells(
+    ax: Axes, table: _Table, metric: str, colours: Colormap, scale: Normalize, size: int, signed: bool
+) -> None:
+    """Write each value into its cell, hatch what was not measured, frame what was just trained."""
+    digits = words.decimals(metric, (x for row in table.values for x in row), unit=False)
+    for t, row in enumerate(table.values):
+        for i, x in enumerate(row):
+            if not math.isfinite(x):
+                ax.add_patch(
+                    Rectangle((i - 0.5, t - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#b6bcc6", linewidth=0)
+                )
+            if not math.isnan(x):
+                red, green, blue, _ = colours(scale(x))
+                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55 and math.isfinite(x)
+                text = words.value(metric, x, unit=False, digits=digits, signed=signed)
+                ax.text(i, t, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
+        for i in range(len(row)):
+            if table.trained[i] == t:  # the diagonal: the task was just trained
+                ax.add_patch(
+                    Rectangle((i - 0.5, t - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.4, zorder=3)
+                )
