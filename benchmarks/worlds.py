@@ -164,8 +164,8 @@ TABLE: dict[str, Row] = {
     "olora": Row(
         "olora",
         "subspaces",
-        _by_world("olora.strength", 0, 0, 0.5) | {"arena-lora": {"olora.strength": 5.0}},
-        {"*": {"olora.strength": [0.05, 0.5, 5.0]}},
+        {"*": {"olora.strength": 0.5}},
+        {"*": {"olora.strength": [0.02, 0.5, 1.5, 5.0]}},
         worlds=("minilm-lora", *ASKED),
     ),
     "osf": Row(

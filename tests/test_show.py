@@ -189,3 +189,26 @@ def test_a_page_that_cannot_be_written_says_how_to_build_it(
     monkeypatch.setattr("perdure.report.write_plots", full)
     with pytest.raises(StorageError, match=r"runs are intact; free .* with: perdure report x --out x/report\.html"):
         show.write_pages([Path("x")])
+
+
+def test_a_run_that_is_told_tasks_has_two_columns(shown: Any, tmp_path: Path) -> None:
+    """Told 50 % of each task at the end, inferred 25 %; probe rows are of no task, and what it took is said once."""
+    names = ("comparison", "a [b]task[/b]")
+    untold = {**SCORES, "average": 0.25, "per_task": {name: {"final": 0.25} for name in names}}
+    told = {**SCORES, "per_task": {name: {"final": 0.5} for name in names}}
+    metrics = {"exact_match": told, "exact_match_inferred": untold}
+    path = write(tmp_path / "packnet", metrics=metrics, task_identity="told")
+    shown(path)
+    lines = [" ".join(line.split()) for line in shown.printed.splitlines()]
+    assert "packnet packnet" in lines
+    assert "task told task inferred" in lines
+    assert "comparison 50.0 % 25.0 %" in lines
+    assert "average ↑ 50.0 % 25.0 %" in lines
+    assert "general probe, after ↑ – 55.0 %" in lines
+    assert "steps 1,500 –" in lines
+    shown(write(tmp_path / "naive"), path)
+    assert "comparison 50.0 % 50.0 % 25.0 %" in [" ".join(line.split()) for line in shown.printed.splitlines()]
+    other = write(tmp_path / "other", task_identity="told")
+    shown(other)
+    assert "task told" in shown.printed
+    assert "inferred" not in shown.printed

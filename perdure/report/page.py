@@ -146,7 +146,7 @@ def _metric(runs: Sequence[Run], metric: str, context: dict[str, Any]) -> dict[s
         figures.append(_figure(plots.curves(drawn, metric), "Scores over the stream", metric, drawn))
         if any(table.outlasted() and not table.blank() for table in tables):
             figures.append(_figure(plots.lost(drawn, metric), "Scores when learnt and at the end", metric, drawn))
-        if any(table.transfer() for table in tables):
+        if any(table.transfer() and not table.blank() for table in tables):
             figures.append(_figure(matrices.transfer(drawn, metric), "Pairwise transfer", metric, drawn))
     return {
         "name": words.label(metric),

@@ -121,8 +121,8 @@ class Run:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the stages that are over."""
-        return next((scores.stages for scores in self.scores.values()), ())
+        """Names of the stages, of those that were begun where the run has no results yet."""
+        return tuple(self.results.get("stages") or [name for name, _ in self.boundaries()])
 
     @property
     def tasks(self) -> tuple[str, ...]:

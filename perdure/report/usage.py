@@ -41,7 +41,8 @@ def _draw(usage: Mapping[str, Mapping[str, int]]) -> Figure:
     labels = [words.short([name], 40)[0] for name in ["all layers", *_endings(list(layers))]]
     left = 0.075 * max(map(len, labels)) + 0.9
     legend = 0.6 + 0.075 * min(24, max(map(len, tasks)))
-    figure, (ax,) = panels(1, min(MAX_WIDTH - legend, left + 5.0), 0.27 * len(names) + 1.1, extra=legend)
+    height = max(0.27 * len(names) + 1.1, 0.19 * len(tasks) + 1.0)
+    figure, (ax,) = panels(1, min(MAX_WIDTH - legend, left + 5.0), height, extra=legend)
     # The first row stands apart from its parts.
     places = [-0.4, *range(1, len(names))]
     begins = [0.0] * len(names)

@@ -39,9 +39,9 @@ class PackNet(Strategy):
         prune_percentage: the share that is pruned, between 0 and 1; it counts as the decimal that was written.
         use_magnitude_pruning: the score of a weight: its magnitude |w|, or if False |w·∂L/∂w|, with L the loss over
             the task's rows, in eval mode.
+        retrain_epochs: epochs after pruning, beside the planned ones; None takes half as many, rounded up.
         prune_to: what a pruned weight becomes: "zero"; or "start", what it was before the first task, for a model
             that was trained before. That then stands for zero throughout, and the distance from it for |w|.
-        retrain_epochs: epochs after pruning, beside the planned ones; None takes half as many, rounded up.
         infer: whose task a row is where nobody tells: "nearest", of those that have ended, by its features in the
             first task's network (see `Prototypes`), or "surest", the one whose network is (see `surest`).
 
@@ -66,8 +66,8 @@ class PackNet(Strategy):
         self,
         prune_percentage: float = 0.75,
         use_magnitude_pruning: bool = True,
-        prune_to: Literal["zero", "start"] = "zero",
         retrain_epochs: int | None = None,
+        prune_to: Literal["zero", "start"] = "zero",
         infer: Rule = "nearest",
     ) -> None:
         if not 0 < number("packnet", "prune_percentage", prune_percentage) < 1:
@@ -91,9 +91,8 @@ class PackNet(Strategy):
         self._finished = 0
         self._pruned = False
         self._weights: dict[str, nn.Parameter] = {}
-        self._fixed: dict[
-            str, tuple[Tensor, Tensor]
-        ] = {}  # which weights are trained, and the values of the others
+        # While a task is trained, for each layer: which weights are trained, and the values of the others.
+        self._fixed: dict[str, tuple[Tensor, Tensor]] = {}
 
     def check(self, model: nn.Module, objective: Objective) -> None:
         """There must be weights to prune."""

@@ -265,7 +265,9 @@ def test_drift_of_an_unfinished_run_is_in_its_log(told_run, tmp_path):
     run = told_run(results=False)
     with (run / "metrics.jsonl").open("a") as log:
         log.write('{"event": "drift", "step": 10, "task": "a", "stage": 1, "total": {"weights": 7, "new": 0, ')
-        log.write('"relative_change": 0.5, "relative_change_from_start": 0.5}, "groups": {}}\n')
+        log.write(
+            '"relative_change": 0.5, "relative_change_from_start": 0.5}, "groups": {"net": {"weights": 7}}}\n'
+        )
     text = text_of(write_report([run], tmp_path / "report.html"))
     assert '<th scope="row">a</th><td>7</td><td>0</td><td>50.0 %</td><td>50.0 %</td>' in text
 

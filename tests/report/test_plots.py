@@ -53,7 +53,11 @@ def test_no_text_leaves_the_figures_of_weights(told_run, num):
         with style():
             figure = draw(runs)
             figure.canvas.draw()
-            boxes = [text.get_window_extent() for text in figure.findobj(Text) if text.get_text() and _drawn(text, figure)]
+            boxes = [
+                text.get_window_extent()
+                for text in figure.findobj(Text)
+                if text.get_text() and _drawn(text, figure)
+            ]
             assert all(figure.bbox.padded(1).contains(box.x0, box.y0) for box in boxes)
 
 
@@ -80,7 +84,7 @@ def test_a_deep_network_is_told_of_by_some_of_its_blocks():
 
 
 def test_usage_of_many_layers_is_added_up_by_block():
-    """28 blocks of 7 layers are 28 rows; of 40 blocks the kinds of layers are left; common beginnings are not named."""
+    """28 blocks of 7 layers are 28 rows; of 40 blocks the kinds of layers are left. Common beginnings go."""
     layers = {f"model.layers.{i}.mlp.{k}": {"a": 1, "free": k} for i in range(40) for k in range(7)}
     deep = usage._folded({name: counts for name, counts in layers.items() if int(name.split(".")[2]) < 28})
     assert list(deep) == [f"model.layers.{i}" for i in range(28)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from perdure.errors import NonFiniteError, StrategyError
 from perdure.strategies import EWC, Chain, Naive, Replay, Strategy
 from perdure.training import checkpoint
 from perdure.training.learner import Learner
-from perdure.training.loop import fit
+from perdure.training.loop import Position, fit
 
 from .conftest import EXEMPT, REFUSED, STRATEGIES, WORLDS
 
@@ -73,13 +74,10 @@ def test_first_task_equals_plain_training_bit_for_bit(world: Any, make_strategy:
     name = next(name for name, make in STRATEGIES.items() if make is make_strategy)
     if name in EXEMPT:
         pytest.skip(f"{name} {EXEMPT[name]}")
-    learner = world.learner(make_strategy())
-    torch.manual_seed(7)
-    results = [result for _, _, result in world.train(learner, upto=1)]
+    run = undisturbed(world.name, make_strategy)
 
-    torch.manual_seed(7)
     model = world.make_model()
-    torch.manual_seed(7)
+    torch.set_rng_state(run.generator)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
     losses = []
     model.train()
@@ -90,12 +88,12 @@ def test_first_task_equals_plain_training_bit_for_bit(world: Any, make_strategy:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-    for (name, ours), theirs in zip(learner.model.named_parameters(), model.parameters(), strict=True):
+    for (name, ours), theirs in zip(run.first.items(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     if world.objective == "regression":  # mean of halves against half of the mean: the last bit may differ
-        assert [result.loss for result in results] == pytest.approx(losses, rel=1e-6)
+        assert run.losses == pytest.approx(losses, rel=1e-6)
     else:
-        assert [result.loss for result in results] == losses
+        assert run.losses == losses
 
 
 @pytest.mark.parametrize(("name", "where"), REFUSED)
@@ -105,36 +103,59 @@ def test_what_makes_no_sense_is_refused_at_construction(name: str, where: str) -
         WORLDS[where].learner(STRATEGIES[name]())
 
 
+@dataclass(frozen=True)
+class Save:
+    """A run's state on the disk, and where it stood."""
+
+    path: Path
+    task: int
+    position: Position
+
+
 def killed_and_resumed(world: Any, make: Callable[[], Strategy], at: int, path: Path, lose: str = "") -> Learner:
     """Train `at` steps, save to disk, start afresh from the file, and train to the end."""
+    return resumed(world, make, *saved(world, make, [at], path, lose))
+
+
+def saved(
+    world: Any, make: Callable[[], Strategy], steps: Collection[int], path: Path, lose: str = ""
+) -> Iterator[Save]:
+    """Train, and save to disk after each of these steps."""
     torch.manual_seed(5)
     first = world.learner(make())
-    steps = world.train(first)
-    index, position, _ = next(steps)
-    for _ in range(at - 1):
-        index, position, _ = next(steps)
-    state = first.state_dict()
-    if lose == "strategy":
-        state["strategy"] = make_blank(world, make, index)
-    elif lose == "rng":
-        state["rng"]["torch"] = torch.Generator().manual_seed(99).get_state()
-    checkpoint.save(path, state)
-    steps.close()
+    for done, (index, position, _) in enumerate(world.train(first), start=1):
+        if done in steps:
+            state = first.state_dict()
+            if lose == "strategy":
+                state["strategy"] = make_blank(world, make, index)
+            elif lose == "rng":
+                state["rng"]["torch"] = torch.Generator().manual_seed(99).get_state()
+            checkpoint.save(path / str(done), state)
+            yield Save(path / str(done), index, position)
+        if done == max(steps):
+            return
 
+
+def resumed(world: Any, make: Callable[[], Strategy], save: Save) -> Learner:
+    """Start afresh from the file, and train to the end."""
     torch.manual_seed(1234)  # a new process would not know the old generator
     second = world.learner(make())
-    for i in range(index + 1):
+    for i in range(save.task + 1):
         second.begin_task(world.tasks[i], i, resuming=True)
-    second.load_state_dict(checkpoint.load(path))
-    for _ in fit(second, world.source(index), second.phases(world.tasks[index], EPOCHS), position):
-        pass
-    second.end_task()
-    for i in range(index + 1, len(world.tasks)):
+    second.load_state_dict(checkpoint.load(save.path))
+    finish_task(world, second, save.task, save.position)
+    for i in range(save.task + 1, len(world.tasks)):
         second.begin_task(world.tasks[i], i)
-        for _ in fit(second, world.source(i), second.phases(world.tasks[i], EPOCHS)):
-            pass
-        second.end_task()
+        finish_task(world, second, i)
     return second
+
+
+def finish_task(world: Any, learner: Learner, index: int, position: Position | None = None) -> list[float]:
+    """Train on a task that was begun to its end; the losses of the steps."""
+    phases = learner.phases(world.tasks[index], EPOCHS)
+    losses = [result.loss for _, result in fit(learner, world.source(index), phases, position)]
+    learner.end_task()
+    return losses
 
 
 def make_blank(world: Any, make: Callable[[], Strategy], index: int) -> dict[str, Any]:
@@ -144,23 +165,59 @@ def make_blank(world: Any, make: Callable[[], Strategy], index: int) -> dict[str
     return blank.strategy.state_dict()
 
 
-@pytest.mark.parametrize("at", [1, 6, 11])
+KILLS = (1, 6, 11)
+
+
+@pytest.fixture(scope="module")
+def saves(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], Strategy]], dict[int, Save]]:
+    """What a run saved, by step; one run for each strategy in each world."""
+
+    @cache
+    def get(world_name: str, make: Callable[[], Strategy]) -> dict[int, Save]:
+        found = saved(WORLDS[world_name], make, KILLS, tmp_path_factory.mktemp("saves"))
+        return dict(zip(KILLS, found, strict=True))
+
+    return get
+
+
+@pytest.mark.parametrize("at", KILLS)
 def test_killed_and_resumed_ends_the_same(
-    world: Any, make_strategy: Callable[[], Strategy], at: int, tmp_path: Path
+    world: Any, make_strategy: Callable[[], Strategy], at: int, saves: Any
 ) -> None:
     """Law 2: 6 steps a task, so that 1 is in the first, 6 at its end, 11 in the second."""
-    resumed = killed_and_resumed(world, make_strategy, at, tmp_path / "saved")
-    assert everything(world, resumed) == undisturbed(world.name, make_strategy)[0]
+    second = resumed(world, make_strategy, saves(world.name, make_strategy)[at])
+    assert everything(world, second) == undisturbed(world.name, make_strategy).everything
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that nothing disturbs: what it begins with, is after the first task, and ends with."""
+
+    generator: Tensor
+    losses: list[float]  # of the first task's steps
+    first: dict[str, Tensor]  # the parameters after it
+    strategy: dict[str, Any]
+    everything: str
+    frozen: dict[str, tuple[Tensor, Tensor]]  # before and at the end
 
 
 @cache
-def undisturbed(world_name: str, make: Callable[[], Strategy]) -> tuple[str, dict[str, Any]]:
-    """Everything that an undisturbed run ends with, and the strategy's state alone."""
+def undisturbed(world_name: str, make: Callable[[], Strategy]) -> Undisturbed:
+    """One run for each strategy in each world."""
     world = WORLDS[world_name]
     torch.manual_seed(5)
-    learner = world.run(world.learner(make()))
-    state = copy.deepcopy(learner.strategy.state_dict())
-    return everything(world, learner), state
+    learner = world.learner(make())
+    generator = torch.get_rng_state()
+    frozen = {n: p.detach().clone() for n, p in learner.model.named_parameters() if not p.requires_grad}
+    learner.begin_task(world.tasks[0], 0)
+    losses = finish_task(world, learner, 0)
+    first = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
+    learner.begin_task(world.tasks[1], 1)
+    finish_task(world, learner, 1)
+    strategy = copy.deepcopy(learner.strategy.state_dict())
+    end = dict(learner.model.named_parameters())
+    kept = {name: (value, end[name].detach()) for name, value in frozen.items()}
+    return Undisturbed(generator, losses, first, strategy, everything(world, learner), kept)
 
 
 @pytest.mark.parametrize("make", [lambda: Replay(capacity=6), lambda: EWC(strength=5.0)])
@@ -184,7 +241,7 @@ def test_state_round_trip_is_the_identity(
     world: Any, make_strategy: Callable[[], Strategy], tmp_path: Path
 ) -> None:
     """Law 3: through the disk and back, into a strategy that has seen nothing."""
-    _, state = undisturbed(world.name, make_strategy)
+    state = undisturbed(world.name, make_strategy).strategy
     checkpoint.save(tmp_path / "saved", state)
     other = world.learner(make_strategy())
     for i, task in enumerate(world.tasks):
@@ -195,15 +252,18 @@ def test_state_round_trip_is_the_identity(
 
 def test_frozen_parameters_stay_bitwise(world: Any, make_strategy: Callable[[], Strategy]) -> None:
     """Law 5: the first tensor is frozen by hand; with LoRA the whole base is."""
-    learner = world.learner(make_strategy())
-    if not world.name.startswith("llama-"):
+    if world.name.startswith("llama-"):
+        frozen = undisturbed(world.name, make_strategy).frozen
+    else:
+        learner = world.learner(make_strategy())
         next(learner.model.parameters()).requires_grad_(False)
-    before = {n: p.detach().clone() for n, p in learner.model.named_parameters() if not p.requires_grad}
-    assert before
-    world.run(learner)
-    own = dict(learner.model.named_parameters())
-    for name, value in before.items():
-        assert torch.equal(own[name], value), name
+        before = {n: p.detach().clone() for n, p in learner.model.named_parameters() if not p.requires_grad}
+        world.run(learner)
+        end = dict(learner.model.named_parameters())
+        frozen = {name: (value, end[name]) for name, value in before.items()}
+    assert frozen
+    for name, (value, kept) in frozen.items():
+        assert torch.equal(kept, value), name
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

@@ -162,8 +162,9 @@ def outcome() -> Callable[[Path], dict[str, Any]]:
         state, _ = RunFolder(path).newest()
         assert state is not None
         exported = next(path.glob("*/*model.safetensors"))
+        told = ("metrics", "scores", "probe", "replay", "steps", "drift", "usage")
         found: dict[str, Any] = {
-            "scores": {name: results[name] for name in ("metrics", "scores", "probe", "replay", "steps", "drift", "usage")},
+            "scores": {name: results[name] for name in told},
             "csv": {p.name: p.read_text() for p in path.glob("*.csv")},
             "exported": {name: value.tolist() for name, value in load_file(exported).items()},
             "learner": json.dumps(state["learner"], default=lambda tensor: tensor.tolist()),
