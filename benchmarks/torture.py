@@ -11,9 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,10 +29,14 @@ from perdure.training.run import Run
 from perdure.training.settings import RunSettings
 
 STRATEGIES = (
-    "naive", "replay", "derpp", "ewc", "si", "mas", "lwf", "gem", "agem", "freeze-bottom", "replay+ewc", "lwf+agem",
+    "naive", "replay", "derpp", "ewc", "si", "mas", "lwf", "gem", "agem", "freeze-bottom", "packnet", "pnn",
+    "olora", "osf", "slao", "magmax", "ties", "ema", "prompt-pool", "replay+ewc", "lwf+agem", "si+ema",
 )  # fmt: skip
 TUNINGS = ("full", "lora", "soft-prompt")
-ROWS = [row for row in product(STRATEGIES, TUNINGS) if row != ("freeze-bottom", "soft-prompt")]  # it refuses that
+# What a strategy refuses.
+ONLY = {"olora": ("lora",), "slao": ("lora",), "osf": ("full",), "prompt-pool": ("full",),
+        "pnn": ("lora", "soft-prompt"), "packnet": ("full", "lora"), "freeze-bottom": ("full", "lora")}  # fmt: skip
+ROWS = [(strategy, tuning) for strategy in STRATEGIES for tuning in ONLY.get(strategy, TUNINGS)]
 RECIPE: dict[str, Any] = {
     "model": "nano",
     "stream": {"arena": {"kinds": ["math", "grid", "sequence"], "train_rows": 32, "evaluation_rows": 12}},
@@ -54,6 +57,10 @@ RECIPE: dict[str, Any] = {
         "mas": {"strength": 0.01},
         "gem": {"per_task": 6},
         "agem": {"per_task": 8, "sample": 4},
+        "packnet": {"prune_percentage": 0.6, "prune_to": "start", "use_magnitude_pruning": False},
+        "pnn": {"rank": 2},
+        "prompt-pool": {"size": 4, "length": 2, "deep": True},
+        "ema": {"every": "step", "decay": 0.9},
     },
     "evaluation": {"generate_rows": 6},
     "checkpoint_every": 2,
@@ -141,10 +148,12 @@ def killed(recipe: Path, out: Path, seconds: float, draw: random.Random) -> str:
     return f"SIGKILL after {wait:.1f} s of {seconds:.1f}"
 
 
-def torture(kills: int, processes: int, seed: int, base: Path, console: Console) -> int:
+def torture(
+    kills: int, processes: int, seed: int, base: Path, console: Console, rows: Sequence[tuple[str, str]] = ROWS
+) -> int:
     """Do it; print a line for each that ended otherwise, and the sum. Returns how many did."""
     references: dict[tuple[str, str], tuple[str, int, float]] = {}
-    for strategy, tuning in track(ROWS, "undisturbed", console=console):
+    for strategy, tuning in track(rows, "undisturbed", console=console):
         recipe, out = write_recipe(base / f"{strategy}-{tuning}.yaml", strategy, tuning), base / "undisturbed"
         with counting(None) as calls:
             run(recipe, out)
@@ -156,7 +165,7 @@ def torture(kills: int, processes: int, seed: int, base: Path, console: Console)
             shutil.rmtree(path)
     wrong = 0
     for number in track(range(kills), "killed", console=console):
-        strategy, tuning = ROWS[number % len(ROWS)]
+        strategy, tuning = rows[number % len(rows)]
         expected, count, seconds = references[strategy, tuning]
         draw = random.Random(f"torture/{seed}/{number}")
         recipe, out = base / f"{strategy}-{tuning}.yaml", base / "run"
@@ -176,9 +185,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--processes", type=int, default=24, help="how many of them are SIGKILLs of a process")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="some of the strategies, by commas; default: all")
     given = parser.parse_args()
+    names = given.only.split(",") if given.only else STRATEGIES
+    if unknown := [name for name in names if name not in STRATEGIES]:
+        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(STRATEGIES)}")
+    rows = [row for row in ROWS if row[0] in names]
     with tempfile.TemporaryDirectory() as folder:
-        sys.exit(bool(torture(given.kills, given.processes, given.seed, Path(folder), Console(soft_wrap=True))))
+        console = Console(soft_wrap=True)
+        sys.exit(bool(torture(given.kills, given.processes, given.seed, Path(folder), console, rows)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -82,6 +83,7 @@ def members(cls: type, known: Sequence[Any]) -> dict[str, Any]:
         if base is not cls and (base in known or not base.__module__.startswith("perdure")):
             continue
         for name, value in vars(base).items():
+            value = property(value.func) if isinstance(value, cached_property) else value
             if not name.startswith("_") and isinstance(unwrapped(value), property | type(members)):
                 found.setdefault(name, value)
     return found

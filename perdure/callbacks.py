@@ -14,7 +14,8 @@ class Callback:
     `def on_evaluation(self, row, task, metrics, **rest)` is enough to see every score.
 
     Events, with the values that metrics.jsonl holds for them: "task" (a task begins), "step" (an optimizer step),
-    "epoch" (an epoch ends), "evaluation" (a task was scored), "skipped" (a step was left out), "task_end".
+    "epoch" (an epoch ends), "evaluation" (a task was scored), "skipped" (a step was left out), "drift" (how far the
+    weights moved in a task), "task_end".
     """
 
     def begin(self, facts: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -121,3 +122,23 @@ def test_a_signature_is_that_of_the_source(builder: Any) -> None:
     def keyword(a: int, *, b: str | None = None) -> None: ...
 
     assert builder.signature("keyword", keyword) == "def keyword(a: int, *, b: str | None = None)"
+
+
+def test_a_docstring_that_nobody_wrote_does_not_count(builder: Any) -> None:
+    """Python makes one up for a dataclass, and a class without one shows that of none of its bases here."""
+
+    class Written:
+        """A docstring."""
+
+        def method(self) -> None: ...
+
+    @dataclasses.dataclass
+    class MadeUp(Written):
+        x: int = 0
+
+    class Bare(Written): ...
+
+    assert str(MadeUp.__doc__).startswith("MadeUp(x: ")
+    assert inspect.getdoc(Bare) == "A docstring."
+    things = (Written, Written.method, MadeUp, Bare)
+    assert [builder.docstring(thing) for thing in things] == ["A docstring.", "", "", ""]

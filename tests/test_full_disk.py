@@ -17,6 +17,7 @@ import pytest
 from perdure.tracking import read_events
 from perdure.training import checkpoint
 from perdure.training.folder import RunFolder
+from perdure.training.plan import Plan
 
 
 class Disk:
@@ -68,24 +69,24 @@ def test_a_full_disk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The disk is full from just before the second task's checkpoint, or the model's export; then it is freed."""
-    from perdure.training.run import Run
+    from perdure.training import telling
 
-    true_save, true_export = RunFolder.save, Run._export
+    true_save, true_export = RunFolder.save, telling.export
 
     def save(self: RunFolder, name: str, state: dict[str, Any]) -> Path:
         if name.startswith("stage-002") and moment == "second checkpoint":
             disk.fill()
         return true_save(self, name, state)
 
-    def export(self: Run) -> None:
+    def export(plan: Plan, folder: RunFolder) -> None:
         if moment == "export":
             disk.fill()
-        true_export(self)
+        true_export(plan, folder)
 
     out = disk.path / "run"
     with monkeypatch.context() as during:
         during.setattr(RunFolder, "save", save)
-        during.setattr(Run, "_export", export)
+        during.setattr("perdure.training.run.export", export)
         done = perdure("run", recipe, "--out", out)
     assert done.code == 1
     assert "the disk is full; free some space" in done.err

@@ -192,7 +192,7 @@ def test_a_page_that_cannot_be_written_says_how_to_build_it(
 
 
 def test_a_run_that_is_told_tasks_has_two_columns(shown: Any, tmp_path: Path) -> None:
-    """Told 50 % of each task at the end, inferred 25 %; probe rows are of no task, and what it took is said once."""
+    """Told 50 % of each task, inferred 25 %; probe rows are of no task, and what it took is said once."""
     names = ("comparison", "a [b]task[/b]")
     untold = {**SCORES, "average": 0.25, "per_task": {name: {"final": 0.25} for name in names}}
     told = {**SCORES, "per_task": {name: {"final": 0.5} for name in names}}

@@ -39,7 +39,7 @@ def track_finished(folder: RunFolder, names: Sequence[str], display: Display) ->
     """Tell trackers of a finished run what they do not know of it yet."""
     if not names:
         return
-    from perdure.training.run import facts_of
+    from perdure.training.telling import facts_of
 
     trackers = build(names, folder.path, display.say)
     with folder.locked(), stopped(trackers):

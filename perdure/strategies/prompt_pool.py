@@ -111,7 +111,7 @@ class PromptPool(Strategy):
     def prepare(self, ctx: Context) -> None:
         """Before the first task freeze the base and draw the pool."""
         model: Any = ctx.model
-        if self.deep and getattr(model, "is_gradient_checkpointing", False):
+        if self.deep and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             raise StrategyError("prompt-pool: gradient checkpointing drops deep prompts; leave one of the two out")
         if not hasattr(model, NAME):
             model.requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from perdure.streams.encode import Encoder
 from perdure.streams.hotpot import PREPARATIONS
+from perdure.streams.languages import Language, Languages
 from perdure.streams.sources import Limits, Row, Rows, read_rows
 from perdure.streams.spec import ArenaSpec, StreamSpec, TaskSpec, TemplateSpec, build, build_task
 from perdure.streams.stream import Stream, disjoint, text_of
@@ -11,6 +12,8 @@ __all__ = [
     "PREPARATIONS",
     "ArenaSpec",
     "Encoder",
+    "Language",
+    "Languages",
     "Limits",
     "Row",
     "Rows",

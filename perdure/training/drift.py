@@ -107,8 +107,8 @@ class _Sums:
             return
         for one, two in zip(value.detach().flatten().split(CHUNK), other.flatten().split(CHUNK), strict=True):
             here, there = one.cpu().double(), two.cpu().double()
-            self.change += float((here - there).square().sum())
-            self.size += float(there.square().sum())
+            self.change += float(torch.linalg.vector_norm(here - there)) ** 2
+            self.size += float(torch.linalg.vector_norm(there)) ** 2
 
     def norms(self) -> tuple[float, float]:
         """‖change‖ and its quotient by the counterpart's norm; NaN where there is none, or it is 0."""

@@ -15,7 +15,6 @@ from perdure.callbacks import Callback
 from perdure.errors import NonFiniteError, PerdureError, RunError, StorageError
 from perdure.evaluation.matrix import ScoreMatrix
 from perdure.models.adapters import count_parameters, moving
-from perdure.storage import folder as replaced
 from perdure.storage import guarded, plain, write_text
 from perdure.strategies.build import describe
 from perdure.tracking import MetricsLog, find_mark, untracked
@@ -27,9 +26,9 @@ from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
 from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit, total_steps
 from perdure.training.measure import Measure
-from perdure.training.plan import PROBE, Plan, changed_settings, machine, notes_on_strategy, versions
+from perdure.training.plan import PROBE, Plan, changed_settings, machine, versions
 from perdure.training.results import main_metric, new_matrix, write_results, write_scores
-from perdure.training.settings import RunSettings
+from perdure.training.telling import announcement, changed_sources, export, facts_of, row_counts
 from perdure.types import TASK, Example, Task
 
 # Settings that a run may go on with changed, but not to the same last digit.
@@ -176,7 +175,7 @@ class Run:
             for what, now in (("versions", versions()), ("machine", machine())):
                 for change in changed_settings(recorded.get(what, now), now):
                     self.display.say(f"warning: {what}: {change}; results may differ in their last digits")
-            for task in _changed_sources(recorded.get("data") or {}, plan.data):
+            for task in changed_sources(recorded.get("data") or {}, plan.data):
                 self.display.say(
                     f"warning: task {task}: its data files were changed since; the rows' keys are the same, their "
                     "texts may not be"
@@ -204,7 +203,8 @@ class Run:
             self._initial = {name: value.detach().clone() for name, value in moving(plan.model).items()}
         if state:
             self._restore_scores(state)
-        self._announce()
+        for line in announcement(plan):
+            self.display.say(line)
         self._score(0, plan.stream.evaluations, stop)
         if state:
             self._restore(state)
@@ -497,24 +497,6 @@ class Run:
 
     # Telling
 
-    def _announce(self) -> None:
-        plan, settings = self.plan, self.plan.settings
-        trainable, total = count_parameters(plan.model)
-        rows = ", ".join(f"{task.name} {len(task.train)}" for task in plan.stages)
-        held = ", ".join(f"{task.name} {len(task.evaluation)}" for task in plan.stream.evaluations)
-        self.display.say(
-            f"{settings.strategy} on {settings.model} ({settings.tuning}): {trainable:,} of {total:,} parameters "
-            f"trainable ({trainable / total:.2%}); training rows: {rows}; held-out rows: {held}"
-        )
-        for note in notes_on_strategy(settings):
-            self.display.say(f"note: {note}")
-        for task in plan.data["tasks"]:
-            for note in task["notes"]:
-                self.display.say(f"note: {note}")
-        for task in plan.stream.evaluations:
-            if not task.evaluation:
-                self.display.say(f"note: task {task.name} has no held-out rows, so it is not scored")
-
     def _say_scores(self, row: int) -> None:
         matrix = self.matrices.get("exact_match") or self.matrices.get("loss")
         if matrix is None:
@@ -545,7 +527,7 @@ class Run:
         plan, settings, totals = self.plan, self.plan.settings, self.totals
         trainable, total = count_parameters(plan.model)
         write_scores(self.folder.path, self.matrices, main_metric(self.matrices))
-        self._export()
+        export(plan, self.folder)
         replay = None
         if totals["replayed_rows"]:
             replay = {
@@ -573,7 +555,7 @@ class Run:
             "probe": self.probe,
             "replay": replay,
             **self.changes.results(),
-            "data": {fact["name"]: _counts(fact) for fact in plan.data["tasks"]},
+            "data": {fact["name"]: row_counts(fact) for fact in plan.data["tasks"]},
             "versions": versions(),
             "machine": machine(),
         }
@@ -581,52 +563,3 @@ class Run:
         # Last of all: an extension that could not write its results must not look finished by the older ones.
         self.folder.close(self.learner.steps, self.stage)
         return results
-
-    def _export(self) -> None:
-        """The trained model in the layout that Transformers and PEFT load."""
-        whole = self.plan.settings.tuning == "full"
-        with replaced(self.folder.model if whole else self.folder.adapter) as aside:
-            self.plan.strategy.export(self.plan.model, aside)
-            self.plan.language.tokenizer.save_pretrained(aside)
-            if not whole:
-                # PEFT writes sets in an order that changes from process to process.
-                config = aside / "adapter_config.json"
-                values = json.loads(config.read_text(encoding="utf-8"))
-                if isinstance(values.get("target_modules"), list):
-                    values["target_modules"] = sorted(values["target_modules"])
-                config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def facts_of(folder: RunFolder, settings: RunSettings, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """What callbacks begin with: plain values; where the run lies, its settings, and what it found."""
-    return {
-        "name": settings.name or folder.path.name,
-        "folder": str(folder.path),
-        "log": str(folder.metrics),
-        "strategy": settings.strategy,
-        "model": settings.model,
-        "tuning": settings.tuning,
-        "seed": settings.seed,
-        "settings": settings.model_dump(mode="json", exclude={"name", "erased"}),
-        "versions": recorded.get("versions", {}),
-        "machine": recorded.get("machine", {}),
-    }
-
-
-def _changed_sources(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Names of the tasks whose sources have other contents than recorded, wherever they lie."""
-    recorded = {task["name"]: sorted(task["sources"].values()) for task in there.get("tasks", ())}
-    now = {task["name"]: sorted(task["sources"].values()) for task in here["tasks"]}
-    return [name for name, hashes in recorded.items() if name in now and now[name] != hashes]
-
-
-def _counts(fact: dict[str, Any]) -> dict[str, Any]:
-    train, evaluation = fact["train"], fact["evaluation"]
-    return {
-        "train": train["kept"],
-        "evaluation": evaluation["kept"],
-        "cut": train["cut"] + evaluation["cut"],
-        "left_out": sum(train["left_out"].values()) + sum(evaluation["left_out"].values()),
-        "overlapping": train["overlapping"],
-        "duplicates": train.get("duplicates", 0) + evaluation.get("duplicates", 0),
-    }
