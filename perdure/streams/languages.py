@@ -33,7 +33,7 @@ class Language:
     lexicon: tuple[int, ...]
 
     def say(self, meaning: Meaning) -> tuple[int, ...]:
-        """The sentence: four token ids."""
+        """The sentence, four token ids, that says a meaning: the concepts of subject, verb and object."""
         roles = dict(zip(ROLES, meaning, strict=True))
         return (self.particle, *(self.lexicon[roles[role]] for role in self.order))
 
