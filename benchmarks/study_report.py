@@ -147,7 +147,7 @@ def figure(title: str, table: Mapping[str, Mapping[str, Sequence[float]]]) -> by
     }
     middles = {name: (float(cloud[0].mean()), float(cloud[1].mean())) for name, cloud in clouds.items()}
     levels = {name: 100 * float(np.mean(table[name]["average"])) for name in ("isolated", "joint") if name in table}
-    colours = dict(zip(FAMILIES, (GREY, *COLOURS), strict=False))
+    colours = dict(zip(FAMILIES, (GREY, *COLOURS, "#8c564b", "#7f7f00", "#5e4fa2"), strict=True))
     with style():
         drawn, (ax,) = panels(1, 7.6, 5.2)
         for name, cloud in clouds.items():

@@ -21,20 +21,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores. Torch reads this when it is imported, here and in the processes that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Torch and transformers keep a million objects: to walk the new ones less often saves a twentieth of the time.
+# Torch and transformers hold many objects: to look less often for what can go saves a twentieth of the time.
 gc.set_threshold(10_000, 10, 10)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the laws of one strategy in one world beside each other: one worker makes the runs that they share."""
-    table = {"make_strategy", "world"}
-    laws = [i for i, item in enumerate(items) if table <= set(getattr(item, "fixturenames", ()))]
-    # The pairs come in the same order for every law, so that a pair is known by its number.
-    order = sorted(laws, key=lambda i: (items[i].path, items[i].callspec.indices["world"]))  # type: ignore[attr-defined]
-    for i, item in zip(laws, [items[i] for i in order], strict=True):
-        items[i] = item
+    """Put the laws of one strategy in one world beside each other: the worker that has them shares their runs."""
+    places, laws = [], []
+    pairs: dict[tuple[Path, int, int], int] = {}
+    for place, item in enumerate(items):
+        given = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        if {"make_strategy", "world"} <= given.keys():
+            pair = (item.path, id(given["make_strategy"]), id(given["world"]))
+            places.append(place)
+            laws.append((pairs.setdefault(pair, len(pairs)), item))
+    for place, (_, item) in zip(places, sorted(laws, key=lambda law: law[0]), strict=True):
+        items[place] = item
 
 
 def _below_shared(*parts: str) -> Path:

@@ -38,7 +38,8 @@ class Prompts(nn.Module):
 
     def distances(self, queries: Tensor) -> Tensor:
         """1 − cos of each query [B, Q] and each key: [B, M], without gradients."""
-        with torch.no_grad():
+        # In bf16 1 − cos has steps of 1/256 where it matters, and ties would choose.
+        with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
             keys = torch.stack(list(self.keys)).to(queries.dtype)
             return 1 - F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T
 

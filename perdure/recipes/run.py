@@ -254,10 +254,11 @@ def evaluate_run(path: Path, data: Path | None) -> None:
         table.add_row(name, str(len(rows[name])), *cells)
     display.console.print(table)
     if plan.strategy.wants_task_ids:
-        display.say(
-            "note: rows of the run's own tasks were told their task, but in columns that say otherwise; for all "
-            "other rows it was inferred"
-        )
+        told = [name for name in rows if name in known]
+        if told:
+            display.say(f"note: told their task, but in columns that say inferred: {', '.join(told)}")
+        if untold := [name for name in rows if name not in known]:
+            display.say(f"note: tasks were inferred, since nothing says them, for: {', '.join(untold)}")
     for note in _notes(run):
         display.say(note)
     part = "" if extra is None else "-" + re.sub(r"[^\w.-]", "_", extra.name)

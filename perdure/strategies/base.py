@@ -42,6 +42,10 @@ class Strategy:
             autograd; their gradients are then taken in a pass of their own.
         bounds_gradient: whether `gradient` bounds what was there before it: in a chain none may add to it after.
         renames: whether each task trains other parameters than the last, so that nothing may be held by name.
+        adds_to_forward: whether what it adds takes part in the model's own forward pass, so that the model with its
+            first weights is no longer the model that the stream began with.
+        freezes: whether it decides that weights of the model are trained no more.
+        owns_training: whether it decides alone on what is trained, so that a member that freezes has no say.
         virtual_tokens: positions of a language model that it takes before every row, which text cannot have.
         weights: weight of each group of rows in the loss; a group that is not named weighs 1.
     """
@@ -58,6 +62,9 @@ class Strategy:
     wants_task_gradient: bool = False
     bounds_gradient: bool = False
     renames: bool = False
+    adds_to_forward: bool = False
+    freezes: bool = False
+    owns_training: bool = False
     virtual_tokens: int = 0
     _claimed: bool = False
     weights: Mapping[str, float] = MappingProxyType({})

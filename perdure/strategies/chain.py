@@ -43,12 +43,14 @@ class Chain(Strategy):
         self.wants_task_gradient = any(strategy.wants_task_gradient for strategy in strategies)
         self.bounds_gradient = any(strategy.bounds_gradient for strategy in strategies)
         self.virtual_tokens = sum(strategy.virtual_tokens for strategy in strategies)
+        self.adds_to_forward = any(strategy.adds_to_forward for strategy in strategies)
         self.isolates = any(strategy.isolates for strategy in strategies)
         self.merges = any(strategy.merges for strategy in strategies)
         self._refuse_broken_bounds()
         self._refuse_idle_rehearsal()
         self._refuse_clashing_merges()
         self._refuse_lost_names()
+        self._refuse_idle_freezing()
         memories = [id(memory) for s in strategies if (memory := getattr(s, "buffer", None)) is not None]
         if len(set(memories)) < len(memories):
             raise StrategyError("chain: two of its strategies share one buffer; give each its own")
@@ -94,7 +96,8 @@ class Chain(Strategy):
         holders = [
             s.name
             for s in self.strategies
-            if type(s).after_task is not Strategy.after_task
+            if not s.renames
+            and type(s).after_task is not Strategy.after_task
             and type(s).kept is Strategy.kept
             and getattr(s, "space", "") != "weight"
         ]
@@ -104,8 +107,23 @@ class Chain(Strategy):
                 "them from the end of a task would act on nothing later; take one of them"
             )
 
+    def _refuse_idle_freezing(self) -> None:
+        owners = [s.name for s in self.strategies if s.owns_training]
+        freezing = [s.name for s in self.strategies if s.freezes]
+        if owners and freezing:
+            raise StrategyError(
+                f"chain: {owners[0]} decides alone on what is trained, so that {freezing[0]} would freeze nothing, "
+                "or not for good; take one of them"
+            )
+
     def _refuse_clashing_merges(self) -> None:
         merging = [s.name for s in self.strategies if s.merges]
+        growing = [i for i, s in enumerate(self.strategies) if s.owns_training]
+        if merging and growing and self.strategies[growing[-1]].name != self.strategies[0].name:
+            raise StrategyError(
+                f"chain: {self.strategies[growing[-1]].name} adds what {merging[0]} is to merge; put "
+                f"{self.strategies[growing[-1]].name} first"
+            )
         owners = [s.name for s in self.strategies if s.isolates]
         if len(merging) > 1:
             raise StrategyError(

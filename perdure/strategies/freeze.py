@@ -34,6 +34,7 @@ class FreezeBottom(Strategy):
     needs: ClassVar[str] = "nothing held; a model with a stack of blocks; no task ids"
     cost: ClassVar[str] = "none: backward passes get shorter"
     source: ClassVar[str] = "Zheng et al. 2025 (arXiv:2501.13453)"
+    freezes = True
 
     def __init__(self, layers: float = 0.5, start: int = 1) -> None:
         if isinstance(layers, bool) or not 0 < layers < float("inf") or (layers >= 1 and layers != int(layers)):

@@ -62,7 +62,7 @@ def surest(
         forward: the strategy's forward pass, which reads a row's task.
         model: in eval mode.
         batch: rows; their own task is ignored.
-        tasks: those to choose from; with none, rows keep their own.
+        tasks: those to choose from; with none, it is "".
         objective: "classification" or "causal_lm".
 
     Raises:
@@ -74,7 +74,7 @@ def surest(
             'the strategy infer by what is "nearest"'
         )
     if not tasks:
-        return [row.task for row in batch.examples]
+        return ["" for _ in batch.examples]
     found: list[Tensor] = []
     with torch.no_grad():
         for task in tasks:

@@ -76,10 +76,13 @@ def masked(
     try:
         for name, p in weights.items():
             p.data = shown(p.data, owners[name], task, start.get(name))
+        # Autocast keeps a parameter's cast by the parameter, whose values are others now.
+        torch.clear_autocast_cache()
         yield
     finally:
         for name, p in weights.items():
             p.data = aside[name]
+        torch.clear_autocast_cache()
 
 
 def shown(values: Tensor, owner: Tensor, task: int, start: Tensor | None = None) -> Tensor:

@@ -52,14 +52,15 @@ class Prototypes:
     def nearest(
         self, model: nn.Module, batch: Batch, objective: Objective, serving: Serving = nullcontext
     ) -> list[str]:
-        """The task of each row; of equals the earliest. Rows keep their own where no task has ended."""
+        """The task of each row; of equals the earliest; "" where no task has ended."""
         if not self.means:
-            return [row.task for row in batch.examples]
+            return ["" for _ in batch.examples]
         with serving():
             found = features(model, batch, objective)
-        known = torch.stack(list(self.means.values())).to(found.device)
+        known = torch.stack([mean.to(found.device) for mean in self.means.values()])
         centre = known.mean(0)
-        cosines = F.normalize(found - centre, dim=1) @ F.normalize(known - centre, dim=1).T  # [B, tasks]
+        with torch.autocast(found.device.type, enabled=False):
+            cosines = F.normalize(found - centre, dim=1) @ F.normalize(known - centre, dim=1).T  # [B, tasks]
         tasks = list(self.means)
         return [tasks[i] for i in cosines.argmax(1).tolist()]
 
@@ -107,10 +108,13 @@ def features(model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
 def _last_linear(model: nn.Module) -> nn.Module | None:
     whole: Any = model
     base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
-    if hasattr(base, "get_output_embeddings"):
-        output: nn.Module = base.get_output_embeddings()
+    output: nn.Module | None = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if output is not None:
         return output
-    return next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
+    # An adapter's layer counts as the one that it wraps, whose parts are no layers of their own.
+    parts = {part for m in model.modules() if hasattr(m, "lora_A") for part in m.modules() if part is not m}
+    layers = [m for m in model.modules() if m not in parts and isinstance(getattr(m, "base_layer", m), nn.Linear)]
+    return layers[-1] if layers else None
 
 
 def _length(row: Example) -> int:

@@ -38,6 +38,8 @@ class OLoRA(Strategy):
 
     renames: bool = True
 
+    adds_to_forward: bool = True
+
     def __init__(self, strength: float = 0.5) -> None:
         self.strength = number("olora", "strength", strength)
         self._adapters: list[str] = []  # PEFT's names, oldest first
@@ -66,10 +68,13 @@ class OLoRA(Strategy):
         """From the second task on: freeze the newest adapter and add one, drawn from the strategy's generator."""
         model = _peft_models(ctx.model)[0]
         self._layers = list(_adapted(model).values())
-        self._tasks.append(ctx.task.name)
-        if not self._adapters:
+        self._tasks[ctx.index :] = [ctx.task.name]
+        if not ctx.index:
             self._adapters = [next(iter(model.peft_config))]
             return
+        for left in self._adapters[ctx.index :]:  # of a task that failed and is begun again
+            model.delete_adapter(left)
+        self._adapters = self._adapters[: ctx.index]
         first, newest, name = self._adapters[0], self._adapters[-1], f"task{ctx.index}"
         config = copy.deepcopy(model.peft_config[first])
         config.init_lora_weights, config.inference_mode = True, False

@@ -46,6 +46,8 @@ class OSF(Strategy):
     source: ClassVar[str] = "Nayak et al. 2025 (arXiv:2504.07097)"
 
     renames: bool = True
+    adds_to_forward: bool = True
+    owns_training: bool = True
 
     def __init__(
         self,

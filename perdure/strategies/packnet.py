@@ -168,7 +168,8 @@ class PackNet(Strategy):
         """Put back what is fixed: weight decay and moments of earlier steps have moved it."""
         with torch.no_grad():
             for name, (trained, values) in self._fixed.items():
-                # To the bit: 1 · w + 0 is w, and 0 · w + v is v. Picking with torch.where takes five times as long.
+                # To the bit, for finite weights: 1 · w + 0 is w, and 0 · w + v is v. Picking with torch.where takes
+                # five times as long.
                 self._weights[name].mul_(trained).add_(values)
 
     def after_phase(self, ctx: Context, phase: Phase) -> None:

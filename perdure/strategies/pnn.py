@@ -61,6 +61,8 @@ class PNN(Strategy):
     source: ClassVar[str] = "Rusu et al. 2016 (arXiv:1606.04671)"
     wants_task_ids = True
     isolates = True
+    renames = True
+    owns_training = True
 
     def __init__(self, rank: int = 8, infer: Rule = "nearest") -> None:
         self.rank = whole(NAME, "rank", rank)

@@ -57,6 +57,7 @@ class PromptPool(Strategy):
     needs: ClassVar[str] = "a causal language model, tuned in full; no stored rows, no task ids"
     cost: ClassVar[str] = "one more forward pass, over a row's prompt; positions; generation without a cache"
     source: ClassVar[str] = "Wang et al. 2022 (arXiv:2112.08654)"
+    owns_training = True
 
     def __init__(
         self,
@@ -116,8 +117,8 @@ class PromptPool(Strategy):
         if not hasattr(model, NAME):
             model.requires_grad_(False)
             model.add_module(NAME, draw(model, self.size, self.length, self.deep, self.keys, ctx.rng))
-        if ctx.task.name not in self.tasks:
-            self.tasks.append(ctx.task.name)
+        self.tasks[ctx.index :] = [ctx.task.name]  # a task that failed is begun again, perhaps by another name
+        self.chosen = {task: counts for task, counts in self.chosen.items() if task in self.tasks}
 
     def mix(self, ctx: Context, examples: list[Example]) -> list[Example]:
         """The rows as they are; a step begins."""

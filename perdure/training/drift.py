@@ -111,8 +111,11 @@ class _Sums:
             self.size += float(torch.linalg.vector_norm(there)) ** 2
 
     def norms(self) -> tuple[float, float]:
-        """‖change‖ and its quotient by the counterpart's norm; NaN where there is none, or it is 0."""
-        if self.new == self.values:
+        """‖change‖ and its quotient by the counterpart's norm; NaN where that is 0, or too little has one.
+
+        Too little: most of the values are new, or all that moved are, for old ones that are frozen say nothing.
+        """
+        if 2 * self.new > self.values or (self.new and not self.change):
             return math.nan, math.nan
         return math.sqrt(self.change), math.sqrt(self.change / self.size) if self.size else math.nan
 

@@ -234,6 +234,13 @@ def check_strategy(settings: RunSettings, name: str) -> None:
             f"continual_strategy.{asked[0]}.enabled: a run takes its strategies by name; say strategy: "
             f"{'+'.join(asked)}, or --strategy {'+'.join(asked)}"
         )
+    for key in settings.continual_strategy:
+        if "+" in key:
+            first = key.split("+")[0].strip()
+            raise ConfigError(
+                f"continual_strategy.{key}: the members of a chain have their settings each under its own name, as "
+                f"in continual_strategy.{first}.SETTING"
+            )
     # Settings of strategies that this run does not use are checked too, or a misspelt one would go unnoticed.
     for key in dict.fromkeys([*parts, *settings.continual_strategy]):
         build(key, with_capacity(settings.continual_strategy, 100))

@@ -96,7 +96,8 @@ class Scoring:
         """Scores of the model that the stream began with, which knew nothing of the strategy."""
         own: dict[str, Tensor] = {**dict(self._learner.model.named_parameters())}
         own.update(self._learner.model.named_buffers())
-        if any(name not in own or own[name].shape != value.shape for name, value in self.initial.items()):
+        changed = any(name not in own or own[name].shape != value.shape for name, value in self.initial.items())
+        if changed or self._learner.strategy.adds_to_forward:
             return {}  # the strategy has put something else in its place: that model is no more
         now = {name: own[name].detach().clone() for name in self.initial}
         with torch.no_grad():

@@ -23,6 +23,11 @@ def announcement(plan: Plan) -> Iterator[str]:
         f"{settings.strategy} on {settings.model} ({settings.tuning}): {trainable:,} of {total:,} parameters "
         f"trainable ({trainable / total:.2%}); training rows: {rows}; held-out rows: {held}"
     )
+    if plan.strategy.owns_training or plan.strategy.adds_to_forward or plan.strategy.isolates:
+        yield (
+            f"note: {plan.strategy.name} adds or freezes parameters as tasks come; results.json has the counts "
+            "at the end"
+        )
     for note in notes_on_strategy(settings):
         yield f"note: {note}"
     for task in plan.data["tasks"]:

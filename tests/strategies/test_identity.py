@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from perdure.config import EvaluationSettings, TrainingSettings
 from perdure.errors import ConfigError
 from perdure.models.objectives import collate
-from perdure.strategies import Chain, Naive, Replay, Strategy
+from perdure.strategies import Chain, Naive, Replay, Strategy, build
 from perdure.strategies.base import StrategyError
 from perdure.strategies.identity import forward_by_task, prompt_ends, surest
 from perdure.training.learner import Learner
@@ -60,7 +60,7 @@ def test_the_surest_task_is_taken_and_of_equals_the_first() -> None:
     batch = collate(rows("", "", "x"), "classification")
     strategy = Told()
     assert strategy.identify(nn.Linear(1, 2), batch) == ["a", "b", "b"]
-    assert surest(strategy.forward, nn.Linear(1, 2), batch, [], "classification") == ["", "", "x"]
+    assert surest(strategy.forward, nn.Linear(1, 2), batch, [], "classification") == ["", "", ""]
 
 
 def test_a_prompt_ends_before_the_first_label() -> None:
@@ -148,6 +148,25 @@ def test_answers_are_told_and_inferred(make_lm: Any, monkeypatch: pytest.MonkeyP
     untold = measure("t", labelled, told=False)
     assert untold["exact_match"] == pytest.approx(2 / 3)
     assert "exact_match_inferred" not in untold
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("freeze-bottom+osf", "decides alone"),
+        ("pnn+freeze-bottom", "decides alone"),
+        ("prompt-pool+freeze-bottom", "decides alone"),
+        ("magmax+prompt-pool", "put prompt-pool first"),
+        ("ewc+pnn", "act on nothing"),
+    ],
+)
+def test_chains_in_which_a_member_would_do_nothing_are_refused(names: str, words: str) -> None:
+    with pytest.raises(StrategyError, match=words):
+        build(names)
+
+
+def test_merging_behind_what_it_merges_is_not() -> None:
+    assert build("prompt-pool+magmax").merges
 
 
 def test_rehearsal_beside_isolated_tasks_is_refused() -> None:

@@ -88,9 +88,29 @@ def test_directions_are_from_the_centre() -> None:
     assert wrong.nearest(learner.model, again, "classification") != ["b", "a"]
 
 
-def test_without_any_rows_keep_their_own() -> None:
+def test_without_any_no_task_is_named() -> None:
+    """Nor is the row's own, which would be told in disguise."""
     found, learner = Prototypes(), learnt(FIRST)[1]
-    assert found.nearest(learner.model, collate(FIRST, "classification"), "classification") == ["a", "a"]
+    assert found.nearest(learner.model, collate(FIRST, "classification"), "classification") == ["", ""]
+
+
+def test_the_last_layer_is_found_behind_adapters_and_in_classifiers(make_lm: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from perdure.strategies.nearest import _last_linear
+
+    config = BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
+    )
+    classifier = BertForSequenceClassification(config)
+    assert _last_linear(classifier) is classifier.classifier
+    wrapped = get_peft_model(
+        nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)), LoraConfig(r=1, target_modules=["0", "1"])
+    )
+    found = _last_linear(wrapped)
+    assert found is wrapped.base_model.model[1]
+    assert found.base_layer.out_features == 3
 
 
 def test_state_goes_through(tmp_path: Any) -> None:

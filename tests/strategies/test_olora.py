@@ -416,3 +416,24 @@ def test_what_holds_weights_by_name_has_no_place_beside_it(other: type[Strategy]
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(StrategyError, match="olora: strength"):
         OLoRA(strength=-1.0)
+
+
+def test_a_task_that_failed_can_be_begun_again() -> None:
+    """Its adapter is drawn anew, and the first task's is never frozen by it."""
+    learner = learner_of(small(), OLoRA(), "classification")
+    for name in ("x", "a"):
+        learner.begin_task(Task(name, vectors()), 0)
+        learner.step(vectors())
+    assert {n for n, p in learner.model.named_parameters() if p.requires_grad} == set(
+        factors(learner.model, "default")
+    )
+    learner.end_task()
+    for name in ("y", "b"):
+        learner.begin_task(Task(name, vectors()), 1)
+        learner.step(vectors())
+    learner.end_task()
+    usage = learner.strategy.usage(learner.model)
+    assert {task for layer in usage.values() for task in layer} == {"a", "b"}
+    assert {n for n, p in learner.model.named_parameters() if p.requires_grad} == set(
+        factors(learner.model, "task1")
+    )

@@ -811,3 +811,24 @@ def test_a_model_with_nothing_to_prune_is_refused() -> None:
 def test_rehearsal_beside_it_is_refused() -> None:
     with pytest.raises(StrategyError, match="would train nothing"):
         Chain([PackNet(), Replay()])
+
+
+def test_in_bf16_every_task_has_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast keeps casts of a parameter whose values are swapped: rows of two tasks must not share one mask."""
+
+    clear = torch.clear_autocast_cache
+
+    def apart() -> float:
+        learner = learner_of(Mixed(), PackNet(), precision="bf16")
+        tasks = [ids("a"), ids("b"), ids("c")]
+        run(learner, *tasks)
+        found = []
+        for rows in (tasks[0], tasks[1], [*tasks[0], *tasks[1]]):
+            clear()
+            with learner.autocast():
+                found.append(answer(learner, rows))
+        return float((found[2] - torch.cat(found[:2])).abs().max())
+
+    assert apart() < 1e-6
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: None)
+    assert apart() > 1e-3
