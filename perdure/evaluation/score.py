@@ -21,10 +21,8 @@ HIGHER_IS_BETTER = {
     "rmse": False,
     "mae": False,
     "r2": True,
-    "loss_inferred": False,
-    "accuracy_inferred": True,
-    "exact_match_inferred": True,
 }
+HIGHER_IS_BETTER |= {metric + INFERRED: higher for metric, higher in HIGHER_IS_BETTER.items()}
 # The metric that summarises an objective; the first that was measured counts.
 MAIN = {"classification": ("accuracy",), "causal_lm": ("exact_match", "loss"), "regression": ("r2",)}
 

@@ -142,9 +142,20 @@ def test_strategies_without_task_ids_say_nothing_of_it(make_mlp: Any, loaders: A
     assert json.loads((tmp_path / "out" / "results.json").read_text())["task_identity"] is None
 
 
-def test_a_regression_must_be_told(make_mlp: Any) -> None:
+@pytest.mark.parametrize("make", [PackNet, PNN])
+def test_a_regression_is_inferred_by_what_is_nearest(make: Any) -> None:
+    trainer = ContinualTrainer(nn.Sequential(nn.Linear(5, 1)), make(), CONFIG, "regression")
+    rows = {task: [(torch.randn(5) + 9 * task, torch.randn(())) for _ in range(8)] for task in range(2)}
+    for task in range(2):
+        trainer.train_task(rows[task], rows[task], task_id=task)
+    assert {"r2_inferred", "rmse_inferred", "mae_inferred", "loss_inferred"} <= set(trainer.matrices)
+    for task in range(2):
+        assert trainer.evaluate(rows[task]) == trainer.evaluate(rows[task], task_id=task)
+
+
+def test_a_regression_must_be_told_where_the_surest_would_have_it(make_mlp: Any) -> None:
     rows = [(torch.randn(5), torch.randn(())) for _ in range(8)]
-    trainer = ContinualTrainer(make_mlp(5, 1), PackNet(), CONFIG, "regression")
+    trainer = ContinualTrainer(make_mlp(5, 1), PackNet(infer="surest"), CONFIG, "regression")
     trainer.train_task(rows, rows, task_id=1)
     assert set(trainer.matrices) == {"loss", "rmse", "mae", "r2"}
     assert set(trainer.evaluate(rows, task_id=1)) == {"loss", "rmse", "mae", "r2"}
