@@ -102,6 +102,109 @@ def run(
 
 
 @app.command()
+def mix(
+    method: Annotated[
+        str,
+        typer.Option(
+            "--selection-method",
+            help="none, random, difficulty_hard, difficulty_easy, loss_descending, loss_ascending; all of these; "
+            "or any policy (`perdure list policies`). Several with commas between.",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", help="nano, a model folder, or a hub name. By default TinyLlama 1.1B.")
+    ] = None,
+    task_a: Annotated[
+        str | None, typer.Option("--task-a", help="Trained first: hub name, data file, or YAML. By default MATH.")
+    ] = None,
+    task_b: Annotated[
+        str | None, typer.Option("--task-b", help="Trained second, likewise. By default HotpotQA.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option("--mix-percentage", help="Share of the first task's rows, above 0, at most 1.")
+    ] = 0.1,
+    unit: Annotated[str, typer.Option("--mix-unit", help="What the share is of: examples or tokens.")] = "examples",
+    resample: Annotated[bool, typer.Option("--resample", help="Choose the rows anew for each epoch.")] = False,
+    n_train: Annotated[int, typer.Option("--n-train", help="Most training rows of each task.", min=1)] = 4000,
+    n_val: Annotated[
+        int, typer.Option("--n-val", help="Validation rows of each task; at most a fifth of its rows.", min=1)
+    ] = 400,
+    epochs_a: Annotated[int, typer.Option("--task-a-epochs", help="Passes over the first task.", min=1)] = 2,
+    epochs_b: Annotated[int, typer.Option("--task-b-epochs", help="Passes over the second.", min=1)] = 2,
+    eval_every: Annotated[int, typer.Option("--eval-every", help="Steps between two measurements.", min=1)] = 10,
+    max_length: Annotated[
+        int, typer.Option("--max-seq-length", help="Most tokens of a row; the model's limit holds too.", min=8)
+    ] = 2048,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Rows of a step.", min=1)] = 64,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--micro-batch-size",
+            help="Rows that go through the model together; by default all, 16 without a GPU.",
+            min=1,
+        ),
+    ] = None,
+    checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing/--no-gradient-checkpointing",
+            help="Less memory, a third more arithmetic; by default with a GPU.",
+        ),
+    ] = None,
+    precision: Annotated[str, typer.Option("--precision", help="bf16 or fp32.")] = "bf16",
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate of AdamW.")] = 2e-4,
+    field: Annotated[str, typer.Option("--difficulty-field", help="Column that says how hard a row is.")] = "level",
+    context: Annotated[
+        str,
+        typer.Option(
+            "--context", help="Before HotpotQA's questions: support, full, or auto (full from 2,048 tokens)."
+        ),
+    ] = "auto",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything.", min=0, max=(1 << 63) - 1)] = 42,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", help="Selections at once; by default one a core for small models, else 1.", min=1
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the experiment.", show_default=False)] = None,
+    override: Set = None,
+    track: Track = None,
+    # Hidden, for the command always goes on by itself; but one that was stopped says to add it.
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
+) -> None:
+    """Train on one task, then on another with chosen rows of the first mixed in, and see what is lost."""
+    from perdure.recipes.mixing.command import run_mix
+    from perdure.recipes.mixing.options import Options
+
+    named = {"model": model, "task_a": task_a, "task_b": task_b}
+    options = Options(
+        method,
+        **{key: value for key, value in named.items() if value is not None},
+        mix=share,
+        unit=unit,
+        resample=resample,
+        n_train=n_train,
+        n_val=n_val,
+        epochs_a=epochs_a,
+        epochs_b=epochs_b,
+        eval_every=eval_every,
+        max_length=max_length,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        lr=lr,
+        precision=precision,
+        checkpointing=checkpointing,
+        field=field,
+        context=context,
+        seed=seed,
+        workers=workers,
+        out=out,
+    )
+    run_mix(options, override or [], _again(), track or [])
+
+
+@app.command()
 def extend(
     run: RunArgument,
     task: Annotated[
@@ -208,6 +311,27 @@ def report(
     from perdure.recipes.show import rebuild
 
     rebuild(runs, out)
+
+
+@app.command()
+def plot(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Histories of mixing runs; globs too, also quoted ones.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            "--output",
+            help="The picture: .png, .pdf or .svg. By default a window, or without a screen a file here.",
+        ),
+    ] = None,
+) -> None:
+    """Draw the histories of mixing runs side by side, a panel for each metric."""
+    from perdure.recipes.plot import plot
+
+    plot(files, out)
 
 
 def _again() -> str:

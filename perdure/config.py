@@ -126,6 +126,7 @@ class EvaluationSettings(Settings):
     """What is measured before training and after every task."""
 
     exact_match: bool = True
+    every: int | None = Field(None, ge=1, description="steps between losses within a stage; None: after it alone")
     max_new_tokens: int | None = Field(None, ge=1, description="None: the longest reference answer and one more")
     generate_rows: int | None = Field(
         None, ge=1, description="rows a task that answers are generated for; None: all"

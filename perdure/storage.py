@@ -44,12 +44,17 @@ def storage_error(path: Path, error: Exception) -> StorageError:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text in one step."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one step."""
     aside = path.with_name(f".{path.name}.partial")
     with guarded(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with aside.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)

@@ -61,6 +61,8 @@ def test_list(perdure: Callable[..., Any]) -> None:
         "lora",
         "soft-prompt",
         "exact_match",
+        "answers:",
+        "f1 ",
         "memories:",
         "class-balanced",
     ):
@@ -171,18 +173,20 @@ def test_a_task_is_read_by_its_own_template(perdure: Callable[..., Any], recipe:
     lines = (folder / "ones.jsonl").read_text().replace('"prompt"', '"asks"').replace('"answer"', '"says"')
     (folder / "asked.jsonl").write_text(lines)
     text = (folder / "tiny.yaml").read_text()
-    task = 'train: asked.jsonl, holdout: 4, template: {prompt: "{asks}", answer: "{says}"}}'
+    task = 'train: asked.jsonl, holdout: 4, answers: hotpot, template: {prompt: "{asks}", answer: "{says}"}}'
     (folder / "tiny.yaml").write_text(text.replace("train: ones.jsonl, evaluation: ones-held.jsonl}", task))
     given = ("run", folder / "tiny.yaml", "--out", tmp_path / "run")
     assert perdure(*given).code == 0
     assert perdure("evaluate", tmp_path / "run", "--data", folder / "asked.jsonl").code == 0
-    assert (tmp_path / "run" / "evaluation-asked.json").is_file()
+    scored = json.loads((tmp_path / "run" / "evaluation-asked.json").read_text())["scores"]["asked"]
+    assert set(scored) == {"loss", "exact_match", "f1"}
     assert "nothing to do" in perdure(*given, "--resume").out
     (folder / "other.yaml").write_text(
-        "name: x/../../y\ntrain: asked.jsonl\ntemplate: {prompt: '{says}', answer: '{asks}'}"
+        "name: x/../../y\ntrain: asked.jsonl\ntemplate: {prompt: '{says}', answer: '{asks}'}\nanswers: plain"
     )
     assert perdure("evaluate", tmp_path / "run", "--data", folder / "other.yaml").code == 0
-    assert (tmp_path / "run" / "evaluation-x_.._.._y.json").is_file()
+    scored = json.loads((tmp_path / "run" / "evaluation-x_.._.._y.json").read_text())["scores"]["x/../../y"]
+    assert set(scored) == {"loss", "exact_match"}
     (folder / "asked.jsonl").rename(folder / "gone.jsonl")
     assert "cannot be compared" in perdure(*given, "--resume").out
     (folder / "asked.jsonl").write_text("".join(lines.splitlines(keepends=True)[:9]))

@@ -167,8 +167,3 @@ def _continued(prompt: Example, answer: Sequence[int]) -> Example:
 def _keeps_logits(model: Any) -> bool:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters
-
-
-def matches(answer: str, reference: str) -> bool:
-    """Exact match: the same text but for white space at the ends and its amount within."""
-    return " ".join(answer.split()) == " ".join(reference.split())

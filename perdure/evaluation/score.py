@@ -18,6 +18,7 @@ HIGHER_IS_BETTER = {
     "loss": False,
     "accuracy": True,
     "exact_match": True,
+    "f1": True,
     "rmse": False,
     "mae": False,
     "r2": True,

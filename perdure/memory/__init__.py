@@ -8,17 +8,22 @@ from typing import Any
 from perdure.errors import ConfigError, unknown_name
 from perdure.memory.balanced import BalancedBuffer
 from perdure.memory.buffer import Buffer
+from perdure.memory.ranked import RankedBuffer
 from perdure.memory.reservoir import ReservoirBuffer
 from perdure.memory.ring import RingBuffer
+from perdure.memory.select import POLICIES, order
 
 __all__ = [
     "BUFFERS",
+    "POLICIES",
     "BalancedBuffer",
     "Buffer",
+    "RankedBuffer",
     "ReservoirBuffer",
     "RingBuffer",
     "load_buffer",
     "make_buffer",
+    "order",
 ]
 
 BUFFERS: dict[str, str] = {
@@ -35,7 +40,7 @@ def make_buffer(kind: str, capacity: int | str, seed: int = 0) -> Buffer:
 
     Args:
         kind: the name.
-        capacity: rows kept at most, or a size in bytes such as "64KB".
+        capacity: rows kept at most, or a size such as "64KB" or "20000 tokens".
         seed: of everything that is drawn.
 
     Raises:
@@ -59,7 +64,9 @@ def load_buffer(state: Mapping[str, Any]) -> Buffer:
     Raises:
         ConfigError: for a kind that does not exist here.
     """
-    made: dict[str, type[Buffer]] = {cls.kind: cls for cls in (ReservoirBuffer, BalancedBuffer, RingBuffer)}
+    made: dict[str, type[Buffer]] = {
+        cls.kind: cls for cls in (ReservoirBuffer, BalancedBuffer, RingBuffer, RankedBuffer)
+    }
     kind = state.get("kind", ReservoirBuffer.kind)
     if kind not in made:
         raise ConfigError(unknown_name("memory", str(kind), made))

@@ -16,14 +16,14 @@ class BalancedBuffer(GroupedBuffer):
 
     What is held is, for each group, a uniform sample of its distinct keys. With a capacity in rows it does not
     depend on the order of the offers: it is the first `capacity` of all rows, sorted by their place in their own
-    group and then by the group's hash. With a capacity in bytes and rows of unequal sizes another order of the
-    offers can leave other rows; the same order leaves the same.
+    group and then by the group's hash. With a capacity in bytes or tokens and rows of unequal sizes
+    another order of the offers can leave other rows; the same order leaves the same.
 
     A group that had to give up a row takes no row of that priority or above later, also after an erasure, or rows
     that arrive late would be favoured. One number is remembered for each such group.
 
     Args:
-        capacity: rows or bytes kept at most, see `Buffer`.
+        capacity: rows, bytes or tokens kept at most, see `Buffer`.
         seed: of the priorities and of `sample`.
         by: "task", "class" (see `perdure.memory.groups.class_of`) or the name of one of `Example.fields`.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, ClassVar
 
 from perdure.errors import ConfigError
 from perdure.memory.pack import pack, unpack
-from perdure.memory.size import nbytes, parse_size
+from perdure.memory.size import parse_size, weigh
 from perdure.order import priority
 from perdure.types import Example
 
@@ -21,15 +21,16 @@ class Buffer(ABC):
     nothing while it is held. Any other item counts by its offer number.
 
     Args:
-        capacity: what is held at most: a number of rows, or a size in bytes such as `"64KB"` (see
+        capacity: what is held at most: a number of rows, or a size such as `"64KB"` or `"20000 tokens"` (see
             `perdure.memory.size`). A size in bytes takes `Example` items only.
         seed: of everything that is drawn.
 
     Attributes:
-        limit: the capacity as a number, of rows or bytes.
-        used: rows or bytes held; never above `limit`.
+        unit: what the capacity counts: "rows", "bytes" or "tokens", which are learnt tokens.
+        limit: the capacity as a number of these.
+        used: how many of these are held; never above `limit`.
         draws: how many times `sample` was called; the next draw follows from it.
-        refused: how many offers were larger than the whole capacity, in bytes.
+        refused: how many offers were larger than the whole capacity, in bytes or tokens.
 
     Raises:
         ConfigError: for a capacity that is none.
@@ -38,13 +39,12 @@ class Buffer(ABC):
     kind: ClassVar[str]
 
     def __init__(self, capacity: int | str, seed: int = 0) -> None:
-        self.limit, unit = parse_size(capacity)
-        self.capacity = capacity if unit == "bytes" else self.limit
+        self.limit, self.unit = parse_size(capacity)
+        self.capacity = self.limit if self.unit == "rows" else capacity
         self.seed = seed
         self.used = 0
         self.draws = 0
         self.refused = 0
-        self._in_bytes = unit == "bytes"
         self._items: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
         self._ordered: list[Any] | None = None
@@ -76,12 +76,16 @@ class Buffer(ABC):
         for item in items:
             self.offer(item)
 
-    def sample(self, k: int) -> list[Any]:
+    def sample(self, k: int, among: Sequence[Any] | None = None) -> list[Any]:
         """Draw min(k, len) items uniformly without replacement.
 
-        A draw follows from the seed, the number of draws so far and what is held, and from nothing else.
+        A draw follows from the seed, the number of draws so far and what is drawn from, and from nothing else.
+
+        Args:
+            k: how many.
+            among: drawn from these instead, a selection of what is held.
         """
-        held = self._in_order()
+        held = self._in_order() if among is None else among
         draw = Random(priority(self.seed, "sample", self.draws, key=""))
         self.draws += 1
         return draw.sample(held, min(k, len(held)))
@@ -130,7 +134,7 @@ class Buffer(ABC):
         self.refused = int(state.get("refused", 0))
 
     def _size(self, item: Any) -> int:
-        return nbytes(item) if self._in_bytes else 1
+        return weigh(item, self.unit)
 
     def _hold(self, name: str, item: Any, size: int) -> None:
         self._items[name] = item

@@ -28,12 +28,12 @@ class GroupedBuffer(Buffer):
 
     When it overflows, the largest group gives up an item, among groups of one size the one with the highest keyed
     hash. With a capacity in rows the sizes then depend only on how many distinct rows each group offered. With a
-    capacity in bytes the largest group is the one with the most bytes.
+    capacity in bytes or tokens the largest group is the one with the most of them.
 
     Finding the largest group takes time in proportion to the number of groups held.
 
     Args:
-        capacity: rows or bytes kept at most, see `Buffer`.
+        capacity: rows, bytes or tokens kept at most, see `Buffer`.
         seed: of priorities, hashes and `sample`.
         by: what makes a group: "task", "class" (see `class_of`), the name of one of `Example.fields`, or None for
             one group of everything.

@@ -19,11 +19,11 @@ class ReservoirBuffer(Buffer):
     an offer. Two buffers of one seed that saw two halves of a stream hold together what one buffer would. An item
     with a key gets one draw, however often it is offered.
 
-    With a capacity in bytes the items are taken by priority up to the first that does not fit. That one is more
-    often a large one than a small one, so that large rows are kept a little less often.
+    With a capacity in bytes or tokens the items are taken by priority up to the first that does not fit. That one
+    is more often a large one than a small one, so that large rows are kept a little less often.
 
     Args:
-        capacity: rows or bytes kept at most, see `Buffer`.
+        capacity: rows, bytes or tokens kept at most, see `Buffer`.
         seed: of the priorities and of `sample`.
     """
 
@@ -42,8 +42,8 @@ class ReservoirBuffer(Buffer):
         self._offers += 1
         if name in self._items:
             return True
-        size = 1
-        if self._in_bytes and (size := self._size(item)) > self.limit:
+        size = self._size(item)
+        if size > self.limit:
             self.refused += 1
             return False
         rank = self._rank(name)

@@ -15,7 +15,7 @@ class RingBuffer(GroupedBuffer):
     again while it is held keeps its place. The order of iteration is that of the offers, oldest first.
 
     Args:
-        capacity: rows or bytes kept at most, see `Buffer`.
+        capacity: rows, bytes or tokens kept at most, see `Buffer`.
         seed: of the hashes that decide between groups of one size, and of `sample`.
         by: "task", "class", the name of one of `Example.fields`, or None for one ring over everything.
 

@@ -1,4 +1,4 @@
-"""How large a memory may be, in rows or in bytes, and how many bytes a row takes."""
+"""How large a memory may be, in rows, bytes or tokens, and how much of it a row takes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from perdure.errors import ConfigError
-from perdure.types import Example
+from perdure.types import IGNORE, Example
 
-Unit = Literal["rows", "bytes"]
-_UNITS = {"b": 1} | {
+Unit = Literal["rows", "bytes", "tokens"]
+_TOKENS = "tokens"
+_UNITS = {"b": 1, _TOKENS: 1} | {
     f"{letter}{infix}b": base**power
     for power, letter in enumerate("kmgt", 1)
     for infix, base in (("", 1000), ("i", 1024))
@@ -23,13 +24,14 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)", re.ASCII | re.IGNORECASE)
 
 
 def parse_size(capacity: int | str) -> tuple[int, Unit]:
-    """A capacity as a number and its unit: rows for an int, bytes for a string.
+    """A capacity as a number and its unit: rows for an int, bytes or tokens for a string.
 
-    A string is a number and one of B, KB, MB, GB, TB (powers of 1000) or KiB, MiB, GiB, TiB (powers of 1024), in
-    any case, with or without a space: `"64KB"`, `"2 MB"`, `"1.5MiB"`. What is left of a byte is cut off.
+    A string is a number and one of B, KB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers of 1024) or
+    tokens, in any case, with or without a space: `"64KB"`, `"2 MB"`, `"1.5MiB"`, `"20000 tokens"`. What is left of
+    a byte or a token is cut off.
 
     Raises:
-        ConfigError: for anything else, or less than one row or byte.
+        ConfigError: for anything else, or less than one row, byte or token.
     """
     limit: int
     unit: Unit
@@ -39,13 +41,34 @@ def parse_size(capacity: int | str) -> tuple[int, Unit]:
         found = _SIZE.fullmatch(capacity.strip()) if isinstance(capacity, str) else None
         if found is None or found[2].lower() not in _UNITS:
             raise ConfigError(
-                "capacity must be a whole number of rows such as 1000, or a size such as '64KB', '2 MB' or '1MiB' "
-                f"(in a run also a share of the rows such as '5%'), got {capacity!r}"
+                "capacity must be a whole number of rows such as 1000, or a size such as '64KB', '2 MB', '1MiB' "
+                f"or '20000 tokens' (in a run also a share of the rows such as '5%'), got {capacity!r}"
             )
-        limit, unit = int(Fraction(found[1]) * _UNITS[found[2].lower()]), "bytes"
+        name = found[2].lower()
+        limit, unit = int(Fraction(found[1]) * _UNITS[name]), "tokens" if name == _TOKENS else "bytes"
     if limit < 1:
-        raise ConfigError(f"capacity must be at least 1{' byte' if unit == 'bytes' else ''}, got {capacity!r}")
+        one = {"rows": "", "bytes": " byte", "tokens": " token"}[unit]
+        raise ConfigError(f"capacity must be at least 1{one}, got {capacity!r}")
     return limit, unit
+
+
+def weigh(item: Any, unit: Unit) -> int:
+    """How much of a memory of this unit an item takes: 1, its bytes, or its learnt tokens, which count 1 at least.
+
+    Raises:
+        ConfigError: for bytes of anything but an `Example`.
+    """
+    if unit == "rows":
+        return 1
+    return nbytes(item) if unit == "bytes" else max(1, count_tokens(item))
+
+
+def count_tokens(item: Any) -> int:
+    """Learnt tokens of a causal-LM row, by its labels y, int64 [T]; an item without token labels counts 1."""
+    y = getattr(item, "y", None)
+    if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
+        return 1
+    return int((y[1:] != IGNORE).sum())
 
 
 def nbytes(item: Any) -> int:

@@ -69,6 +69,9 @@ def tune(
 
 def _with_lora(model: Any, r: int, alpha: int, dropout: float, targets: list[str] | None) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
+    from torch import nn
+
+    from perdure.models.dropout import Dropout
 
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -78,9 +81,13 @@ def _with_lora(model: Any, r: int, alpha: int, dropout: float, targets: list[str
         target_modules=targets or "all-linear",
     )
     try:
-        return get_peft_model(model, config)
+        tuned = get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"LoRA target modules {targets or 'all-linear'}: {error}") from error
+    for module in list(tuned.modules()):
+        if isinstance(module, nn.ModuleDict):
+            module.update({name: Dropout(part.p) for name, part in module.items() if type(part) is nn.Dropout})
+    return tuned
 
 
 def _with_soft_prompt(model: Any, tokens: int, init: Init, text: str | None, tokenizer: Any) -> Any:

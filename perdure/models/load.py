@@ -131,8 +131,27 @@ def _hash(file: Path, size: int, changed: int) -> str:
 
 def max_positions(model: Any) -> int:
     """The longest sequence that the model's config allows, in tokens (2,048 where it does not say)."""
+    return _positions(model.config)
+
+
+def positions_of(name: str) -> int:
+    """`max_positions` of the model of that name, without its weights; ModelError as in `load`."""
+    from transformers import AutoConfig
+
+    source = resolve(name)
+    local = Path(source).is_dir()
+    reachable = local or _hub_answers(source)
+    try:
+        return _positions(
+            AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local or not reachable)
+        )
+    except Exception as error:  # of many types, as in `load`
+        raise ModelError(_explain(name, local, reachable, error)) from error
+
+
+def _positions(config: Any) -> int:
     for attribute in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = getattr(model.config.get_text_config(), attribute, None)
+        value = getattr(config.get_text_config(), attribute, None)
         if isinstance(value, int) and value > 0:
             return value
     return 2048

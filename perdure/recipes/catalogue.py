@@ -7,15 +7,23 @@ from textwrap import wrap
 from perdure.errors import ConfigError, unknown_name
 
 WIDTH = 80
+# What selection policies go by.
+NEEDS = {
+    "features": "what each row looks like to the model: a forward pass a row",
+    "field": "a column of the rows",
+    "learnt": "the loss of each row when its task ended",
+    "losses": "the loss of each row: a forward pass a row",
+}
 
 
 def catalogue() -> dict[str, dict[str, str]]:
     """Kinds of things, and their names with a line each."""
     from perdure.evaluation.score import HIGHER_IS_BETTER
-    from perdure.memory import BUFFERS
+    from perdure.memory import BUFFERS, POLICIES
     from perdure.models.adapters import TUNINGS
     from perdure.recipes.find import shipped
     from perdure.strategies import STRATEGIES
+    from perdure.streams.answers import RULES
     from perdure.streams.hotpot import PREPARATIONS
     from perdure.training.plan import STREAM_MODES
 
@@ -23,6 +31,7 @@ def catalogue() -> dict[str, dict[str, str]]:
     return {
         "strategies": {**strategies, **STREAM_MODES},
         "memories": BUFFERS,
+        "policies": {name: policy.summary for name, policy in POLICIES.items()},
         "recipes": shipped(),
         "models": {
             "nano": "embedded: a small Llama that knows names, numbers and causes",
@@ -34,13 +43,21 @@ def catalogue() -> dict[str, dict[str, str]]:
         "preparations": {
             name: (function.__doc__ or "").strip().split("\n")[0] for name, function in PREPARATIONS.items()
         },
+        "answers": {name: rule.summary for name, rule in RULES.items()},
     }
 
 
 def facts(what: str) -> dict[str, dict[str, str]]:
     """What is told beside its line of a thing of this kind, by name and label."""
+    from perdure.memory import POLICIES
     from perdure.strategies import STRATEGIES
 
+    if what == "policies":
+        return {
+            name: {"needs": "; ".join(NEEDS[need] for need in sorted(policy.needs))}
+            for name, policy in POLICIES.items()
+            if policy.needs
+        }
     if what != "strategies":
         return {}
     return {name: {"needs": s.needs, "cost": s.cost, "source": s.source} for name, s in STRATEGIES.items()}

@@ -21,6 +21,7 @@ from perdure.training.folder import FINAL, LOCK, RunFolder
 from perdure.training.settings import RunSettings
 
 if TYPE_CHECKING:
+    from perdure.training.plan import Plan
     from perdure.training.run import Run
 
 
@@ -88,8 +89,21 @@ def execute(
     display: Display,
     again: str,
     track: Sequence[str] = (),
+    plan: Plan | None = None,
+    stages: int | None = None,
 ) -> None:
-    """Plan, run, and write plots and page; the trackers named hear of it all."""
+    """Plan, run, and write plots and page; the trackers named hear of it all.
+
+    Args:
+        settings: of the run.
+        base: the recipe's folder.
+        folder: of the run.
+        display: what a person sees.
+        again: the command that goes on with the run.
+        track: names of trackers.
+        plan: of these settings, where it was made already.
+        stages: stop after so many, without results; None: all.
+    """
     from perdure.training.plan import make_plan
     from perdure.training.run import Run
 
@@ -101,11 +115,12 @@ def execute(
             raise RunError(
                 f"{folder.path}: an erasure was stopped here; finish it first: perdure erase {folder.path} --resume"
             )
-        plan = make_plan(settings, base)
+        plan = plan or make_plan(settings, base)
         with stopped(trackers):
-            results = Run(plan, folder, display, again, callbacks=trackers).execute()
-            write_pages([folder.path])
-            end(trackers, results, folder)
+            results = Run(plan, folder, display, again, callbacks=trackers).execute(stages)
+            if results is not None:
+                write_pages([folder.path])
+                end(trackers, results, folder)
 
 
 def quieten() -> None:
@@ -234,6 +249,7 @@ def evaluate_run(path: Path, data: Path | None) -> None:
         whole = {"holdout": 0, "evaluation": None, "train_rows": None, "evaluation_rows": None}
         tasks = spec.build_task(extra.model_copy(update=whole), *places)[0]
         rows = {tasks.name: tasks.train}
+        run.measure.rules[tasks.name] = extra.answers
         if reader is not None:
             display.say(f"{data} is read as the run's task {reader.name} is")
     else:

@@ -56,9 +56,11 @@ class Scores:
         return self.final(task) - self.learnt(task) if self.outlasted() else math.nan
 
     def outlasted(self) -> bool:
-        """Whether a stage came after the one that trained a task: only then could something be forgotten."""
+        """Whether a stage came after one that trained a task with this metric: else nothing could be forgotten."""
         last = len(self.values) - 1
-        return any((self.trained(i) or last) < last for i in range(len(self.tasks)))
+        return any(
+            (self.trained(i) or last) < last and not math.isnan(self.learnt(i)) for i in range(len(self.tasks))
+        )
 
     def transfer(self) -> tuple[tuple[float, ...], ...]:
         """What training each task did to each, [T, T]: how much better it was after that stage than before it.

@@ -9,7 +9,7 @@ from typing import Any
 from perdure.report.read import INFERRED, Run, Scores, mean, number
 
 # Shares of one: people say them in percent, and their differences in points.
-SHARES = ("exact_match", "accuracy", "exact_match_inferred", "accuracy_inferred")
+SHARES = tuple(metric + end for end in ("", INFERRED) for metric in ("exact_match", "f1", "accuracy"))
 # Directions of the summary's values for a metric where more is better; for a loss only the averages turn, since
 # the differences are already signed so that forgetting is bad and transfer good.
 AVERAGES = ("average", "learning", "anytime_average", "micro_average")
@@ -30,7 +30,7 @@ def label(metric: str) -> str:
     """A metric's name for people."""
     if metric.endswith(INFERRED):
         return f"{label(metric.removesuffix(INFERRED))}, task inferred"
-    return {"r2": "R²", "rmse": "RMSE", "mae": "MAE"}.get(metric, metric.replace("_", " "))
+    return {"f1": "F1", "r2": "R²", "rmse": "RMSE", "mae": "MAE"}.get(metric, metric.replace("_", " "))
 
 
 def opening(metric: str) -> str:

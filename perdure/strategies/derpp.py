@@ -12,12 +12,12 @@ from torch import Tensor
 from perdure.errors import StrategyError
 from perdure.memory import Buffer
 from perdure.models.objectives import answers
-from perdure.strategies.rehearsal import Memory, Rehearsal, Unit
+from perdure.strategies.parts import parts
+from perdure.strategies.quota import Unit
+from perdure.strategies.rehearsal import Memory, Ratio, Rehearsal
 from perdure.strategies.settings import number, whole
 from perdure.strategies.swap import forward_with
 from perdure.types import Batch, Context, Example, Output
-
-ROWS, TOKENS = 32, 4096
 
 
 class DERpp(Rehearsal):
@@ -31,11 +31,14 @@ class DERpp(Rehearsal):
         buffer: what keeps the rows; None makes one of `memory` and `capacity` from the run's seed.
         alpha: weight of the logits' term, at least 0.
         beta: weight of the kept rows' own loss, at least 0.
-        ratio: rows of x₁, and as many of x₂, per new row, above 0.
-        capacity: rows kept, or a size such as "2MB", where no buffer is given.
+        ratio: rows of x₁, and as many of x₂, per new row, above 0; or "once": all of them for each, once an epoch.
+        capacity: rows kept, or a size such as "2MB" or "20000 tokens", where no buffer is given.
         top_k: logits kept for each target, at least 1.
         memory: "reservoir", "balanced" (by task), "class-balanced" or "ring" (the newest of each task).
-        unit: what `ratio` counts: "examples", or "tokens", which are targets.
+        unit: what `ratio` and `resample` count: "examples", or "tokens", which are targets.
+        select: the policy that chooses rows, see `perdure.memory.POLICIES`; None lets the memory's own rule do.
+        field: the column that says how difficult a row is.
+        resample: the share of the kept rows that `select` chooses anew for each pass; None: rows are chosen once.
 
     Source: Buzzega et al. 2020 (arXiv:2004.07211). There logits are kept as they were when a row was met; here they
     are those of the end of the task.
@@ -52,13 +55,16 @@ class DERpp(Rehearsal):
         buffer: Buffer | None = None,
         alpha: float = 0.5,
         beta: float = 0.5,
-        ratio: float = 1.0,
+        ratio: Ratio = 1.0,
         capacity: int | str = 1000,
         top_k: int = 32,
         memory: Memory = "reservoir",
         unit: Unit = "examples",
+        select: str | None = None,
+        field: str = "level",
+        resample: float | None = None,
     ) -> None:
-        super().__init__(buffer, ratio, capacity, memory, unit, quotas=2)
+        super().__init__(buffer, ratio, capacity, memory, unit, select, field, resample, quotas=2)
         self.alpha = number("derpp", "alpha", alpha)
         self.beta = number("derpp", "beta", beta)
         if self.alpha == self.beta == 0:
@@ -85,10 +91,9 @@ class DERpp(Rehearsal):
         places = torch.cat([row.extras["places"] for row in rows]).to(said.device, torch.long)
         return {"derpp-logits": self.alpha * (said.gather(1, places) - kept).square().sum()}
 
-    def after_task(self, ctx: Context) -> None:
-        """Offer the task's rows to the memory, with their logits."""
-        assert self.buffer is not None
-        self.buffer.extend(self._with_logits(ctx, ctx.task.train))
+    def remembered(self, ctx: Context, rows: Sequence[Example]) -> Iterator[Example]:
+        """The rows with their logits."""
+        return self._with_logits(ctx, rows)
 
     def prepare(self, ctx: Context) -> None:
         """Make the memory; one that was filled elsewhere must hold logits."""
@@ -101,7 +106,7 @@ class DERpp(Rehearsal):
             )
 
     def _with_logits(self, ctx: Context, rows: Sequence[Example]) -> Iterator[Example]:
-        for part in _parts(rows):  # in the rows' own order, which a ring keeps by
+        for part in parts(rows):  # in the rows' own order, which a ring keeps by
             batch = ctx.collate(part)
             found = answers(forward_with(ctx, {}, batch), batch, ctx.objective)
             # A regression has no largest outputs to choose from.
@@ -111,18 +116,3 @@ class DERpp(Rehearsal):
             kept, places = best.values.cpu().split(sizes), best.indices.cpu().to(torch.int32).split(sizes)
             for row, logits, at in zip(part, kept, places, strict=True):
                 yield row.but(extras={**row.extras, "logits": logits, "places": at})
-
-
-def _parts(rows: Sequence[Example]) -> Iterator[list[Example]]:
-    """Rows that go through the model together: up to ROWS of them, and up to TOKENS with the padding."""
-    part: list[Example] = []
-    longest = 0
-    for row in rows:
-        length = 1 if row.x is None or row.x.dim() == 0 else len(row.x)
-        longest = max(longest, length)
-        if part and (len(part) == ROWS or longest * (len(part) + 1) > TOKENS):
-            yield part
-            part, longest = [], length
-        part.append(row)
-    if part:
-        yield part

@@ -1,74 +1,27 @@
-"""What strategies with a memory of rows share: the memory, and an exact share of its rows in every step."""
+"""What strategies with a memory of rows share: the memory, and which of its rows go into every step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
 
 from perdure.errors import ConfigError, StrategyError
-from perdure.memory import Buffer, ReservoirBuffer, load_buffer, make_buffer
+from perdure.memory import Buffer, RankedBuffer, ReservoirBuffer, load_buffer, make_buffer
+from perdure.memory.buffer import name_of
 from perdure.memory.groups import class_of
-from perdure.memory.size import nbytes
+from perdure.memory.size import weigh
 from perdure.models.objectives import count_targets
 from perdure.strategies.base import Strategy
+from perdure.strategies.measure import Measure, checked, row_losses
+from perdure.strategies.quota import Once, Quota, Unit
+from perdure.strategies.selection import LEARNT, Selection, Selector
+from perdure.strategies.settings import FIELD, check_rehearsal
 from perdure.types import TASK, Context, Example, Objective
 
 Memory = Literal["reservoir", "balanced", "class-balanced", "ring"]
-Unit = Literal["examples", "tokens"]
-
-
-class Quota:
-    """How much of the memory goes into each step, so that the sum over steps is exact.
-
-    In examples, ⌊ratio · n⌋ rows were drawn after n new ones. In tokens (targets), rows are drawn as long as fewer
-    than ratio · n targets were, so that the sum is at most one row ahead; no row is passed over for its length.
-
-    Args:
-        ratio: above 0; counts as the decimal that is written.
-        unit: "examples" or "tokens".
-    """
-
-    def __init__(self, ratio: float, unit: Unit = "examples") -> None:
-        # 0.29 as a float times 100 is below 29; the decimal that was written is meant.
-        self._ratio = Fraction(repr(float(ratio)))
-        self._unit = unit
-        self.new = 0
-        self.drawn = 0
-
-    def draw(self, buffer: Buffer, new: Sequence[Example], count: Callable[[Example], int]) -> list[Example]:
-        """What goes with these new rows.
-
-        Args:
-            buffer: drawn from; a memory smaller than what one step wants is gone through more than once.
-            new: new rows of a step.
-            count: how many targets a row holds.
-        """
-        rows: list[Example] = []
-        if self._unit == "examples":
-            self.new += len(new)
-            while len(rows) < int(self._ratio * self.new) - self.drawn:
-                rows += buffer.sample(int(self._ratio * self.new) - self.drawn - len(rows))
-            self.drawn += len(rows)
-            return rows
-        self.new += sum(map(count, new))
-        while self.drawn < self._ratio * self.new:
-            for row in buffer.sample(max(len(new), 1)):
-                if self.drawn >= self._ratio * self.new:
-                    break
-                rows.append(row)
-                self.drawn += max(count(row), 1)  # a row that teaches nothing must not be drawn without end
-        return rows
-
-    def state(self) -> list[int]:
-        """The two counts."""
-        return [self.new, self.drawn]
-
-    def restore(self, state: Sequence[int]) -> None:
-        """Count as then."""
-        self.new, self.drawn = state
+Ratio = float | Literal["once"]
 
 
 class Rehearsal(Strategy):
@@ -76,46 +29,45 @@ class Rehearsal(Strategy):
 
     Args:
         buffer: what keeps the rows; None makes one of `memory` and `capacity` from the run's seed.
-        ratio: drawn per new row (or token), above 0.
-        capacity: rows kept, or a size such as "2MB".
+        ratio: drawn per new row (or token), above 0; "once": every row once for each pass over the task's new rows.
+        capacity: rows kept, or a size such as "2MB" or "20000 tokens".
         memory: "reservoir", "balanced" (by task), "class-balanced" or "ring" (the newest of each task).
-        unit: what `ratio` counts: "examples", or "tokens", which are targets.
+        unit: what `ratio` and `resample` count: "examples", or "tokens", which are targets.
+        select: the policy that chooses rows, see `perdure.memory.POLICIES`; None lets the memory's own rule do.
+        field: the column that says how difficult a row is.
+        resample: the share of the kept rows of each task that `select` chooses anew for each pass; None: rows are
+            chosen once, when their task ends.
         quotas: how many separate draws a step takes.
+
+    Attributes:
+        measure_losses: (context, rows) -> the loss of each row by `name_of`, under the model as it is.
     """
 
     def __init__(
         self,
         buffer: Buffer | None,
-        ratio: float,
+        ratio: Ratio,
         capacity: int | str,
         memory: Memory,
         unit: Unit,
+        select: str | None = None,
+        field: str = FIELD,
+        resample: float | None = None,
         quotas: int = 1,
     ) -> None:
-        name = self.name
-        if not ratio > 0 or ratio == float("inf"):
-            raise StrategyError(
-                f"{name}: ratio (replayed rows per new row) must be positive and finite, got {ratio}"
-            )
-        if isinstance(capacity, bool) or not isinstance(capacity, int | str) or str(capacity).strip().endswith("%"):
-            raise StrategyError(
-                f'{name}: capacity must be a whole number of rows or a size such as "2MB", got {capacity!r}; a '
-                "share needs a run, which knows how many rows there are"
-            )
-        if isinstance(capacity, int) and capacity < 1:
-            raise StrategyError(f"{name}: capacity must be at least 1 row, got {capacity}")
-        if unit not in ("examples", "tokens"):
-            raise StrategyError(f'{name}: unit must be "examples" or "tokens", got {unit!r}')
-        try:
-            make_buffer(memory, capacity, 0)
-        except ConfigError as error:  # before any training
-            raise StrategyError(f"{name}: {error}") from error
+        check_rehearsal(self.name, buffer, ratio, capacity, memory, unit, select, field, resample)
+        self._selector = None if select is None else Selector(self.name, select, field, resample, unit)
         self.buffer = buffer
         self.ratio = ratio
         self.capacity = capacity if buffer is None else buffer.capacity
         self.memory = memory if buffer is None else buffer.kind
         self.unit = unit
-        self._quotas = [Quota(ratio, unit) for _ in range(quotas)]
+        self.select = select
+        self.field = field
+        self.resample = resample
+        self.measure_losses: Measure = row_losses
+        self._selection = Selection(quotas)
+        self._quotas = [Once() if ratio == "once" else Quota(float(ratio), unit) for _ in range(quotas)]
 
     def check(self, model: nn.Module, objective: Objective) -> None:
         """A regression has no classes to balance."""
@@ -128,63 +80,107 @@ class Rehearsal(Strategy):
 
     def prepare(self, ctx: Context) -> None:
         """Make the memory on the first task; count afresh on each."""
+        rows = ctx.task.train
         if self.buffer is None:
-            self.buffer = make_buffer(self.memory, self.capacity, ctx.seed)
-        for quota in self._quotas:
-            quota.restore((0, 0))
-        self._refuse_what_holds_nothing(self.buffer, ctx.task.train)
-        if getattr(self.buffer, "by", None) == "class" and ctx.task.train:
+            self.buffer = (
+                RankedBuffer(self.capacity, ctx.seed)
+                if self.select is not None and self.resample is None
+                else make_buffer(self.memory, self.capacity, ctx.seed)
+            )
+        for i, quota in enumerate(self._quotas):
+            quota.begin(len(rows), ctx.seed, "once", ctx.task.name, i)
+        self._selection.begin()
+        self._refuse_what_holds_nothing(self.buffer, rows)
+        if getattr(self.buffer, "by", None) == "class" and rows:
             try:
-                class_of(ctx.task.train[0])
+                class_of(rows[0])
             except ConfigError as error:  # now, and not when the task has been trained
                 raise StrategyError(f"{self.name}: {error}") from error
+        if self._selector is not None:
+            self._selector.check(rows, ctx.index == 0)
+            self._selector.check_held(self.buffer)
 
     def _refuse_what_holds_nothing(self, buffer: Buffer, rows: Sequence[Example]) -> None:
-        if isinstance(buffer.capacity, str) and rows:
-            smallest = min(map(nbytes, rows))
+        if buffer.unit != "rows" and rows:
+            smallest = min(weigh(row, buffer.unit) for row in rows)
             if smallest > buffer.limit:
                 raise StrategyError(
                     f"{self.name}: a memory of {buffer.capacity} holds no row of task {rows[0].task!r}, of which "
-                    f"the smallest takes {smallest:,} bytes; give a larger capacity"
+                    f"the smallest takes {smallest:,} {buffer.unit}; give a larger capacity"
                 )
 
     def draw(self, ctx: Context, examples: Sequence[Example], quota: int = 0) -> list[Example]:
         """Kept rows for a step with these rows; none before there are any."""
-        if not self.buffer:
+        held = self.buffer
+        if not held:
             return []
         new = [example for example in examples if example.source == TASK]
-        return self._quotas[quota].draw(self.buffer, new, lambda row: count_targets(row, ctx.objective))
+
+        def choose(number: int) -> list[Example]:
+            assert self._selector is not None
+            return self._selector.choose(ctx, held, self.measure_losses, number)
+
+        def of_pass(number: int) -> list[Example]:
+            return list(held) if self.resample is None else self._selection.at(number, held, choose)
+
+        counter = self._quotas[quota]
+        if isinstance(counter, Once):
+            return counter.draw(of_pass, len(new), held)
+
+        def count(row: Example) -> int:
+            return count_targets(row, ctx.objective)
+
+        if self.resample is None:
+            return counter.draw(held.sample, new, count)
+        among = self._selection.current(quota, held, choose)
+        found = counter.draw(lambda k: held.sample(k, among), new, count)
+        self._selection.count(quota, len(found))
+        return found
 
     def bookmark(self) -> Any:
-        """The counts and the number of draws."""
-        return [quota.state() for quota in self._quotas], self.buffer.draws if self.buffer is not None else 0
+        """The counts, what is chosen, and the number of draws."""
+        counts = [quota.state() for quota in self._quotas]
+        return counts, self._selection.state(), self.buffer.draws if self.buffer is not None else 0
 
     def turn_back(self, bookmark: Any) -> None:
-        """Count as before."""
-        counts, draws = bookmark
+        """Count and choose as before."""
+        counts, selection, draws = bookmark
         for quota, state in zip(self._quotas, counts, strict=True):
             quota.restore(state)
+        self._selection.restore(selection)
         if self.buffer is not None:
             self.buffer.draws = draws
 
     def after_task(self, ctx: Context) -> None:
-        """Offer the task's rows to the memory."""
+        """Offer the task's rows to the memory, in the policy's order where it says which stay."""
         assert self.buffer is not None
-        self.buffer.extend(ctx.task.train)
+        rows = ctx.task.train
+        if self._selector is not None and self.resample is None:
+            limit = self.buffer.limit if self.buffer.unit == "rows" else None
+            rows = self._selector.order(ctx, rows, self.measure_losses, limit=limit)
+        elif self._selector is not None and self._selector.wants_learnt and rows:
+            losses = checked(self.name, rows, self.measure_losses(ctx, rows))
+            rows = [row.but(extras={**row.extras, LEARNT: losses[str(name_of(row))]}) for row in rows]
+        self.buffer.extend(self.remembered(ctx, rows))
+
+    def remembered(self, ctx: Context, rows: Sequence[Example]) -> Iterable[Example]:
+        """The rows as they are kept."""
+        return rows
 
     def kept(self) -> int:
         """Rows in the memory."""
         return 0 if self.buffer is None else len(self.buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory and the counts."""
+        """The memory, the counts, and what is chosen."""
         return {
             "buffer": None if self.buffer is None else self.buffer.state_dict(),
             "counts": [quota.state() for quota in self._quotas],
+            "selection": self._selection.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the memory and the counts."""
+        """Restore the memory, the counts, and what is chosen."""
         saved = state["buffer"]
         if (
             self.buffer is not None
@@ -194,7 +190,10 @@ class Rehearsal(Strategy):
             self.buffer.load_state_dict(saved)  # a buffer of the user's own stays the object that it is
         else:
             self.buffer = None if saved is None else load_buffer(saved)
-        # Older states name the two counts.
+        # Older states name the two counts, and choose nothing.
         found = state["counts"] if "counts" in state else [[state["new_rows"], state["owed"]]]
         for quota, counts in zip(self._quotas, found, strict=True):
             quota.restore(counts)
+        self._selection.begin()
+        if "selection" in state:
+            self._selection.restore(state["selection"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from perdure.memory import Buffer
-from perdure.strategies.rehearsal import Memory, Rehearsal, Unit
+from perdure.strategies.quota import Unit
+from perdure.strategies.rehearsal import Memory, Ratio, Rehearsal
 from perdure.types import Context, Example
 
 
@@ -18,10 +19,13 @@ class Replay(Rehearsal):
 
     Args:
         buffer: what keeps the rows; None makes one of `memory` and `capacity` from the run's seed.
-        ratio: replayed rows per new row (or target per target), above 0.
-        capacity: rows kept, or a size such as "2MB", where no buffer is given.
+        ratio: replayed rows per new row (or target per target), above 0; or "once": every row once an epoch.
+        capacity: rows kept, or a size such as "2MB" or "20000 tokens", where no buffer is given.
         memory: "reservoir", "balanced" (by task), "class-balanced" or "ring" (the newest of each task).
-        unit: what `ratio` counts: "examples", or "tokens", which are targets.
+        unit: what `ratio` and `resample` count: "examples", or "tokens", which are targets.
+        select: the policy that chooses rows, see `perdure.memory.POLICIES`; None lets the memory's own rule do.
+        field: the column that says how difficult a row is.
+        resample: the share of the kept rows that `select` chooses anew for each pass; None: rows are chosen once.
 
     Source: Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning" (arXiv:1902.10486).
     """
@@ -35,12 +39,15 @@ class Replay(Rehearsal):
     def __init__(
         self,
         buffer: Buffer | None = None,
-        ratio: float = 1.0,
+        ratio: Ratio = 1.0,
         capacity: int | str = 1000,
         memory: Memory = "reservoir",
         unit: Unit = "examples",
+        select: str | None = None,
+        field: str = "level",
+        resample: float | None = None,
     ) -> None:
-        super().__init__(buffer, ratio, capacity, memory, unit)
+        super().__init__(buffer, ratio, capacity, memory, unit, select, field, resample)
 
     def mix(self, ctx: Context, examples: list[Example]) -> list[Example]:
         """The new rows, followed by what is replayed with them."""

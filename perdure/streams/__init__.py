@@ -1,5 +1,6 @@
 """What arrives, in order: tasks from text, from any data source, or generated."""
 
+from perdure.streams.answers import RULES, Rule
 from perdure.streams.encode import Encoder
 from perdure.streams.hotpot import PREPARATIONS
 from perdure.streams.languages import Language, Languages
@@ -10,6 +11,7 @@ from perdure.streams.text import Template, to_examples
 
 __all__ = [
     "PREPARATIONS",
+    "RULES",
     "ArenaSpec",
     "Encoder",
     "Language",
@@ -17,6 +19,7 @@ __all__ = [
     "Limits",
     "Row",
     "Rows",
+    "Rule",
     "Stream",
     "StreamSpec",
     "TaskSpec",

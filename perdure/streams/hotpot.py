@@ -8,30 +8,34 @@ from dataclasses import replace
 from typing import Any
 
 from perdure.errors import DataError
+from perdure.streams.latex import boxed
 from perdure.streams.sources import Row
 
 
 def hotpot(row: Row) -> Row | None:
-    """HotpotQA: add `support`, the supporting sentences in the order of the context, one titled line a paragraph.
+    """HotpotQA: add `support`, the supporting sentences, and `paragraphs`, all of them; a titled line a paragraph.
 
-    Takes `context` and `supporting_facts` as lists of pairs (the authors' files) or as dicts of lists (the hub).
+    Both are in the order of the context. Takes `context` and `supporting_facts` as lists of pairs (the authors'
+    files) or as dicts of lists (the hub).
     A row of which no supporting sentence is in its context gives None.
     """
     try:
         context = _pairs(row.values["context"], "title", "sentences")
         facts = _pairs(row.values["supporting_facts"], "title", "sent_id")
         wanted = {(str(title), int(number)) for title, number in facts}
-        lines = []
+        support, paragraphs = [], []
         for title, sentences in context:
-            chosen = [str(text).strip() for i, text in enumerate(sentences) if (title, i) in wanted]
-            if chosen:
-                lines.append(f"{title}: {' '.join(chosen)}")
+            texts = [str(text).strip() for text in sentences]
+            paragraphs.append(f"{title}: {' '.join(texts)}")
+            if chosen := [text for i, text in enumerate(texts) if (title, i) in wanted]:
+                support.append(f"{title}: {' '.join(chosen)}")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{row.place}: not a HotpotQA row ({type(error).__name__}: {error}). `prepare: hotpot` needs `context` "
             f"(title and sentences) and `supporting_facts` (title and sentence number)."
         ) from error
-    return replace(row, values={**row.values, "support": "\n".join(lines)}) if lines else None
+    added = {"support": "\n".join(support), "paragraphs": "\n".join(paragraphs)}
+    return replace(row, values={**row.values, **added}) if support else None
 
 
 def _pairs(value: Any, first: str, second: str) -> list[tuple[Any, Any]]:
@@ -50,20 +54,6 @@ def math(row: Row) -> Row | None:
     if values.get("answer") is None and (answer := boxed(values["solution"])):
         values["answer"] = answer
     return replace(row, values=values)
-
-
-def boxed(solution: str) -> str | None:
-    r"""The content of the last `\boxed{…}`, with balanced braces; None without one."""
-    start = solution.rfind(r"\boxed{")
-    if start < 0:
-        return None
-    start += len(r"\boxed{")
-    depth = 1
-    for i in range(start, len(solution)):
-        depth += {"{": 1, "}": -1}.get(solution[i], 0)
-        if not depth:
-            return solution[start:i]
-    return None
 
 
 def none(row: Row) -> Row | None:

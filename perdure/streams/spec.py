@@ -10,14 +10,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictBool, Tag, field_validator, model_validator
 
 from perdure.errors import DataError, unknown_name
-from perdure.order import arrange, fingerprint
+from perdure.order import fingerprint
 from perdure.storage import there
 from perdure.streams import arena
+from perdure.streams.answers import PLAIN, RULES
 from perdure.streams.arena import KINDS
 from perdure.streams.encode import Encoder
 from perdure.streams.hotpot import PREPARATIONS, prepare, select
 from perdure.streams.sources import is_hub_name, read_rows
-from perdure.streams.stream import Stream, hold_out, text_of
+from perdure.streams.stream import Stream, first_encoded, hold_out, text_of
 from perdure.streams.text import Template, to_examples
 from perdure.types import Example, Segment, Task
 
@@ -71,15 +72,24 @@ class TaskSpec(_Settings):
     ) = Field(None, description="how columns become text: prompt, answer and context, or a list of pieces")
     where: dict[str, Any] = Field(default_factory=dict, description="keep rows whose columns have these values")
     key: str | None = Field(None, description="column that names a row; default: id, else a hash of the row")
+    epochs: int | None = Field(None, ge=1, description="passes over the training rows; default: the run's")
     train_rows: int | None = Field(None, ge=1, description="most training rows")
     evaluation_rows: int | None = Field(None, ge=1, description="most evaluation rows")
     answer_tokens: int | None = Field(None, ge=2, description="most learnt tokens of a row, its end counted")
+    answers: str = Field(PLAIN, description="named rule by which answers are scored")
 
     @field_validator("prepare")
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in PREPARATIONS:
             raise ValueError(unknown_name("preparation", value, PREPARATIONS))
+        return value
+
+    @field_validator("answers")
+    @classmethod
+    def _known_rule(cls, value: str) -> str:
+        if value not in RULES:
+            raise ValueError(unknown_name("rule for answers", value, RULES))
         return value
 
     @field_validator("template")
@@ -256,13 +266,16 @@ class _Draft:
             )
             return [example for example in examples if not erased or fingerprint(example.key) not in erased]
 
+        limited = encoder if spec.answer_tokens is None else encoder.limited(spec.answer_tokens)
         train = read(spec.train, "train", spec.split, ("train",))
         if spec.evaluation is not None:
             held = read(spec.evaluation, "evaluation", spec.evaluation_split, ("test", "validation", "dev"))
         else:
-            train, held = hold_out(train, HOLDOUT if spec.holdout is None else spec.holdout, seed, spec.name)
+            holdout = HOLDOUT if spec.holdout is None else spec.holdout
+            # With a report of its own: what is left out counts once, where it was to be used.
+            encode = encoder.limited(limited.answer_limit).encode_many
+            train, held = hold_out(train, holdout, seed, spec.name, encode)
             facts["evaluation"]["rows"] = facts["train"]["held_out"] = len(held)
-        limited = encoder if spec.answer_tokens is None else encoder.limited(spec.answer_tokens)
         return cls(spec.name, train, held, (spec.train_rows, spec.evaluation_rows), limited, facts)
 
     def choose(self, part: str, seed: int, banned: Callable[[str], bool]) -> list[Example]:
@@ -273,12 +286,7 @@ class _Draft:
         facts = self.facts[part]
         facts["overlapping"] = len(examples) - len(allowed)
         encoder = self.encoders[part]
-        kept: dict[str, Example] = {}
-        waiting = arrange(allowed, seed, f"{part}-cap", self.name, key=lambda example: example.key)
-        while waiting and (cap is None or len(kept) < cap):
-            count = len(waiting) if cap is None else cap - len(kept)
-            batch, waiting = waiting[:count], waiting[count:]
-            kept.update({example.key: example for example in encoder.encode_many(batch) if example is not None})
+        kept = first_encoded(allowed, cap, encoder.encode_many, seed, f"{part}-cap", self.name)
         facts.update(encoder.report())
         facts["asked"] = cap
         return [kept[example.key] for example in allowed if example.key in kept]
@@ -305,7 +313,8 @@ def _assemble(
 def _why(facts: Mapping[str, Any]) -> str:
     reasons = [f"{count} {reason}" for reason, count in facts["left_out"].items()]
     reasons += [f"{facts['overlapping']} also stand in an evaluation"] if facts["overlapping"] else []
-    return f"of {facts['rows']} rows read, " + (", ".join(reasons) or "all were held out or filtered")
+    reasons += [f"{facts['held_out']} held out"] if facts.get("held_out") else []
+    return f"of {facts['rows']} rows read, " + (", ".join(reasons) or "all were filtered or erased")
 
 
 def _notes(draft: _Draft) -> list[str]:

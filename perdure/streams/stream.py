@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from perdure.errors import ConfigError, DataError, unknown_name
-from perdure.order import take, uniform
+from perdure.order import arrange, uniform
 from perdure.types import Example, Task
 
 JOINT = "joint"
@@ -98,18 +98,43 @@ def disjoint(tasks: Sequence[Task]) -> tuple[list[Task], dict[str, int]]:
     return kept, counts
 
 
+Encode = Callable[[Sequence[Example]], Sequence[Example | None]]
+
+
+def first_encoded(
+    examples: Sequence[Example], count: int | None, encode: Encode, *context: Hashable
+) -> dict[str, Example]:
+    """By key, the encoded examples with the smallest priorities of those that can be encoded.
+
+    Args:
+        examples: with keys that differ.
+        count: how many at most; None: all.
+        encode: gives None for one that cannot be. It is asked for as many at once as are still missing.
+        context: of the priorities.
+    """
+    found: dict[str, Example] = {}
+    waiting = arrange(examples, *context, key=lambda example: example.key)
+    while waiting and (count is None or len(found) < count):
+        missing = len(waiting) if count is None else count - len(found)
+        batch, waiting = waiting[:missing], waiting[missing:]
+        found.update({example.key: example for example in encode(batch) if example is not None})
+    return found
+
+
 def hold_out(
-    examples: Sequence[Example], holdout: float | int, seed: int, name: str
+    examples: Sequence[Example], holdout: float | int, seed: int, name: str, encode: Encode | None = None
 ) -> tuple[list[Example], list[Example]]:
     """Training and held-out examples, by key hash.
 
-    A share decides for each row alone, so that a new row never moves another; a number takes the rows with the
-    smallest priorities.
+    A share decides for each row alone, so that a new row never moves another. A number takes the rows with the
+    smallest priorities of those that can be encoded (of all, without `encode`); the others stay in training, where
+    they are left out and counted. The examples come back as they were given, in their order.
     """
     context = (seed, "split", name)
+    held: Collection[str]
     if isinstance(holdout, float):
         held = {example.key for example in examples if uniform(*context, key=example.key) < holdout}
     else:
-        held = {example.key for example in take(examples, holdout, *context, key=lambda example: example.key)}
+        held = first_encoded(examples, holdout, encode or list, *context)
     train = [example for example in examples if example.key not in held]
     return train, [example for example in examples if example.key in held]

@@ -28,6 +28,7 @@ from perdure.models.objectives import (
 )
 from perdure.order import priority
 from perdure.strategies.base import STEP, Strategy
+from perdure.training.fitting import ran_out
 from perdure.training.optim import build_optimizer, learning_rate, load_named_state, named_state
 from perdure.types import TASK, Batch, Context, Example, Output, Phase, Task
 
@@ -93,9 +94,7 @@ class Learner:
         if settings.gradient_checkpointing:
             if not hasattr(model, "gradient_checkpointing_enable"):
                 raise ModelError("gradient_checkpointing: this model cannot do it; leave the setting out")
-            self.model.gradient_checkpointing_enable(  # type: ignore[operator]
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+            self.checkpoint_gradients()
         if settings.compile:
             model.compile()
         self.rng = torch.Generator().manual_seed(priority(seed, "strategy", key=strategy.name) >> 1)
@@ -279,6 +278,33 @@ class Learner:
             torch.set_rng_state(before["torch"])
             if before["cuda"]:
                 torch.cuda.set_rng_state_all(before["cuda"]["cuda"])
+
+    def checkpoint_gradients(self) -> None:
+        """Work activations out again in the backward pass instead of keeping them."""
+        self.model.gradient_checkpointing_enable(  # type: ignore[operator]
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+
+    def fits(self, rows: Sequence[Example]) -> bool:
+        """Whether these rows go forward and back through the model together; everything is afterwards as it was."""
+        _, optimizer = self._ready()
+        before = self._bookmark()
+        self.model.train()
+        try:
+            batch = self.collate(rows)
+            with self.autocast():
+                loss = total_loss(self.strategy.forward(self.model, batch), batch, self.objective)
+            self.accelerator.backward(loss)
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            return False
+        finally:
+            optimizer.zero_grad()
+            self._turn_back(before, True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
 
     def end_phase(self, phase: Phase) -> None:
         """Tell the strategy that a phase is over."""

@@ -1,17 +1,21 @@
-"""What is measured of a language model on a task: loss, and exact match of greedy answers."""
+"""What is measured of a language model on a task: loss, and how right its greedy answers are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from perdure.config import EvaluationSettings
-from perdure.evaluation.generate import generate, generate_through, ids_of, matches
+from perdure.evaluation.generate import generate, generate_through, ids_of
 from perdure.evaluation.score import INFERRED
 from perdure.order import take
+from perdure.streams.answers import PLAIN, RULES
 from perdure.streams.encode import Encoder
 from perdure.training.learner import Learner
+from perdure.training.plan import PROBE
+from perdure.training.settings import RunSettings
 from perdure.types import IGNORE, Example
 
 
@@ -23,40 +27,51 @@ class Measure:
         encoder: makes prompts and reads answers.
         settings: what to generate.
         seed: of the choice of rows to generate for.
+        rules: by which the answers of a set are scored, by its name (see `perdure.streams.answers.RULES`); of a set
+            that is not named, "plain".
     """
 
-    def __init__(self, learner: Learner, encoder: Encoder, settings: EvaluationSettings, seed: int) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        encoder: Encoder,
+        settings: EvaluationSettings,
+        seed: int,
+        rules: Mapping[str, str] | None = None,
+    ) -> None:
         self.learner = learner
         self.encoder = encoder
         self.settings = settings
         self.seed = seed
+        self.rules = dict(rules or {})
         self._prepared: dict[str, tuple[list[Example], list[str], int]] = {}
 
     def __call__(self, name: str, rows: Sequence[Example], told: bool = True) -> dict[str, float]:
-        """Loss over all rows and, where settings ask for it, exact match.
+        """Loss over all rows and, where settings ask for it, every metric of the set's rule, a mean over rows.
 
         Args:
             name: of the set.
             rows: the set.
             told: whether a strategy that wants to be told tasks is; it is then measured untold too, as
-                "exact_match_inferred". False for rows of no task.
+                "exact_match_inferred" and so on. False for rows of no task.
         """
         learner = self.learner
         found = learner.score_both(rows) if told else learner.score(learner.identified(rows))
         if self.settings.exact_match and rows:
             prompts, references, longest = self._prepare(name, rows)
+            rule = self.rules.get(name, PLAIN)
             if prompts and not told:
-                answers = self.answers(learner.identified(prompts), longest)
-                found["exact_match"] = sum(map(matches, answers, references)) / len(prompts)
+                found |= mean_scores(rule, self.answers(learner.identified(prompts), longest), references)
             elif prompts:
                 answers = self.answers(prompts, longest)
-                found["exact_match"] = sum(map(matches, answers, references)) / len(prompts)
+                found |= mean_scores(rule, answers, references)
                 if learner.infers:
                     untold = learner.identified(prompts)
                     others = [i for i, row in enumerate(untold) if row.task != prompts[i].task]
                     for i, answer in zip(others, self.answers([untold[i] for i in others], longest), strict=True):
                         answers[i] = answer
-                    found["exact_match" + INFERRED] = sum(map(matches, answers, references)) / len(prompts)
+                    inferred = mean_scores(rule, answers, references)
+                    found |= {metric + INFERRED: value for metric, value in inferred.items()}
         return found
 
     def answers(self, prompts: Sequence[Example], max_new_tokens: int) -> list[str]:
@@ -110,3 +125,15 @@ class Measure:
             limit = self.settings.max_new_tokens or max(lengths)
             self._prepared[name] = (prompts, references, limit)
         return self._prepared[name]
+
+
+def mean_scores(rule: str, answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """The mean over rows of every metric that a rule gives, by metric; there must be a row."""
+    rows = [RULES[rule].score(*pair) for pair in zip(answers, references, strict=True)]
+    return {metric: math.fsum(row[metric] for row in rows) / len(rows) for metric in rows[0]}
+
+
+def rules_of(settings: RunSettings) -> dict[str, str]:
+    """The rule by which each task's answers are scored, and the general probe's; arena tasks have the default."""
+    tasks = {task.name: task.answers for task in (*(settings.stream.tasks or ()), *settings.extensions)}
+    return tasks | ({PROBE: settings.probe.answers} if settings.probe else {})

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -75,6 +75,11 @@ class Plan:
             "stages": {task.name: _hash(task.train) for task in self.stages},
             "base": dict(self.base),
         }
+
+    def epochs(self, stage: str) -> int:
+        """Passes over the rows of a stage: its task's own number, or that of the settings."""
+        tasks = (*(self.settings.stream.tasks or ()), *self.settings.extensions)
+        return next((task.epochs for task in tasks if task.name == stage and task.epochs), self.settings.epochs)
 
     @property
     def scored(self) -> dict[str, str]:
@@ -148,12 +153,13 @@ CHANGEABLE = {
 }  # fmt: skip
 
 
-def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
+def make_plan(settings: RunSettings, folder: Path | None = None, like: Plan | None = None) -> Plan:
     """Build everything that the settings name.
 
     Args:
         settings: of the run.
         folder: where relative data paths are looked up after `settings.data` (the recipe's own folder).
+        like: a plan whose settings differ in the strategy alone: its rows are taken over, which saves time.
 
     Raises:
         UsageError: any mistake in what was asked.
@@ -189,6 +195,11 @@ def make_plan(settings: RunSettings, folder: Path | None = None) -> Plan:
     encoder = Encoder(language.tokenizer, limit)
     places = (Path(settings.data) if settings.data else None, settings.seed, encoder, folder)
     erased = frozenset(settings.erased)
+    if like is not None:
+        strategy = build(
+            name, with_capacity(settings.continual_strategy, sum(len(task.train) for task in like.stream))
+        )
+        return replace(like, settings=settings, language=language, model=model, mode=mode, strategy=strategy)
     probe = spec.build_task(_probe_spec(settings), *places, erased=erased)[0].train
     stream, facts = spec.build(settings.stream, *places, probe=probe, erased=erased)
     rows = sum(len(task.train) for task in stream)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,22 +12,23 @@ from typing import Any
 import torch
 
 from perdure.callbacks import Callback
-from perdure.errors import NonFiniteError, PerdureError, RunError, StorageError
-from perdure.evaluation.matrix import ScoreMatrix
+from perdure.errors import NonFiniteError, RunError, StorageError
 from perdure.models.adapters import count_parameters, moving
 from perdure.storage import guarded, plain, write_text
 from perdure.strategies.build import describe
 from perdure.tracking import MetricsLog, find_mark, untracked
 from perdure.training import checkpoint
+from perdure.training.cells import RunScores
 from perdure.training.display import Display
 from perdure.training.drift import Changes
+from perdure.training.fitting import OutOfMemory, ran_out, what_fits
 from perdure.training.folder import RunFolder, keys_name, stage_name, step_name
 from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
 from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit, total_steps
-from perdure.training.measure import Measure
+from perdure.training.measure import Measure, rules_of
 from perdure.training.plan import PROBE, Plan, changed_settings, machine, versions
-from perdure.training.results import main_metric, new_matrix, write_results, write_scores
+from perdure.training.results import main_metric, write_results, write_scores
 from perdure.training.telling import announcement, changed_sources, export, facts_of, row_counts
 from perdure.types import TASK, Example, Task
 
@@ -64,14 +65,13 @@ class Run:
         self.callbacks = tuple(callbacks)
         settings = plan.settings
         self.learner = Learner(plan.model, plan.strategy, "causal_lm", settings, settings.seed)
-        self.measure = Measure(self.learner, plan.encoder, settings.evaluation, settings.seed)
+        self.measure = Measure(self.learner, plan.encoder, settings.evaluation, settings.seed, rules_of(settings))
         self.sources = [
             KeyedSource(task.train, settings.batch_size, settings.seed, task.name) for task in plan.stages
         ]
-        self.phases = [self.learner.phases(task, settings.epochs) for task in plan.stages]
+        self.phases = [self.learner.phases(task, plan.epochs(task.name)) for task in plan.stages]
         self.steps = [total_steps(s, p) for s, p in zip(self.sources, self.phases, strict=True)]
-        self.matrices: dict[str, ScoreMatrix] = {}
-        self.probe: dict[str, list[float | None]] = {}
+        self.scores = RunScores(plan)
         self.changes = Changes()
         self.stage = 0  # stages that are trained and scored
         self.begun = 0  # tasks that the learner has begun
@@ -92,11 +92,14 @@ class Run:
         self._log: MetricsLog | None = None
         self._initial: dict[str, torch.Tensor] | None = None
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self, stages: int | None = None) -> dict[str, Any] | None:
         """Train to the end, or to where it was asked to stop.
 
+        Args:
+            stages: stop after so many, and write no results; None: all of them.
+
         Returns:
-            What results.json holds.
+            What results.json holds; None where stages are left.
 
         Raises:
             Interrupted: asked to stop, and saved.
@@ -105,7 +108,7 @@ class Run:
         """
         with stop_on_signals(self.display.say) as stop:
             try:
-                return self._execute(stop)
+                return self._execute(stop, len(self.plan.stages) if stages is None else stages)
             except StorageError as error:
                 if not (self.folder.exists and self.again):
                     raise
@@ -135,12 +138,51 @@ class Run:
         self._restore_scores(state)
         self._restore(state)
 
+    def adopt(self, source: RunFolder) -> None:
+        """Begin this run where another ended its first stage, as if it had trained that stage itself.
+
+        The other must have trained the same model on the same rows with the same settings, under a strategy that
+        leaves a first stage as plain training would have it; and so must this one.
+
+        Raises:
+            RunError: the other has no readable checkpoint there, or its stage was another.
+        """
+        path = source.after_stage(1) or source.checkpoints / stage_name(self.steps[0], 1)
+        state = source.load(path)
+        saved, own = state["identity"], self.plan.identity
+        first = self.plan.stages[0].name
+        if saved["base"] != own["base"] or saved["stages"].get(first) != own["stages"][first]:
+            raise RunError(
+                f"{path}: this stage was trained on another model or other rows; it cannot be gone on with"
+            )
+        self._restore_scores(state)
+        scored = self.plan.scored
+        self.scores.forget([name for name, rows in state["scored"].items() if scored.get(name) != rows])
+        self.totals |= state["totals"]
+        learner = self.learner
+        learner.begin_task(self.plan.stages[0], 0, self._horizon(0), resuming=True)
+        fresh = {"strategy": learner.strategy.state_dict(), "rng": state["learner"]["rng"]}
+        fresh["rng"]["strategy"] = learner.rng.get_state()
+        learner.load_state_dict({**state["learner"], **fresh})
+        learner.end_task()
+        self.stage, self.begun = 1, 1
+        with guarded(self.folder.path):
+            self.folder.keys.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.metrics, self.folder.metrics)
+            shutil.copyfile(source.keys / keys_name(1), self.folder.keys / keys_name(1))
+        self._commands = [untracked(self.again)]
+        self.folder.write_settings(self.plan.settings, self._recorded())
+        self._open_log(state)
+        assert self._log is not None
+        self._save(stage_name(learner.steps, 1))
+        self._log.close()
+
     def score_again(self, row: int, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
         """The model's scores on those of these tasks (or the probe) that row `row` has; nothing is recorded.
 
         The model is that of the row.
         """
-        scored = self._scored_after(row - 1) if row else self.plan.stream.evaluations
+        scored = self.scores.scored_after(row - 1) if row else self.plan.stream.evaluations
         rows: dict[str, Sequence[Example]] = {task.name: task.evaluation for task in scored}
         if self.plan.mode != "isolated" or row == 0:
             rows[PROBE] = self.plan.probe
@@ -149,7 +191,7 @@ class Run:
     def _check(self, state: dict[str, Any]) -> None:
         self.folder.refuse_changed(self.plan.differences(state))
 
-    def _execute(self, stop: StopRequest) -> dict[str, Any]:
+    def _execute(self, stop: StopRequest, stages: int) -> dict[str, Any] | None:
         plan = self.plan
         self.folder.sweep()
         state, warnings = self.folder.newest() if self.folder.exists else (None, [])
@@ -213,13 +255,13 @@ class Run:
                 return self._finish()
             if self.stage and self.position is None and not self.trained:
                 # A task that has just joined the stream has no score yet under the model that is about to learn it.
-                self._score(self.stage, self._scored_after(self.stage - 1), stop)
+                self._score(self.stage, self.scores.scored_after(self.stage - 1), stop)
         self.folder.drop_evaluations()
         self.display.start(sum(self.steps), self.learner.steps, plan.settings.strategy)
-        while self.stage < len(plan.stages):
+        while self.stage < stages:
             self._train_stage(stop)
             self._complete_stage(stop)
-        return self._finish()
+        return self._finish() if self.stage == len(plan.stages) else None
 
     def _open_log(self, state: Mapping[str, Any] | None) -> None:
         """Take up the log where it stood at the checkpoint: later lines are of steps that will be taken again."""
@@ -259,29 +301,54 @@ class Run:
                 if learner.steps % settings.log_every == 0 or result.skipped:
                     self._log_step(task, result, speed)
                 self.display.step(task.name, result, window[1])
+                if self._measures_here():
+                    self._track()
+                    clock = time.perf_counter()
                 if stop:
                     self._stop()
                 if settings.checkpoint_every and learner.steps % settings.checkpoint_every == 0:
                     self._save(step_name(learner.steps))
                     self.folder.drop_steps(settings.checkpoint_keep)
                     clock = time.perf_counter()
-        except PerdureError as error:
-            if isinstance(error, NonFiniteError):
-                if learner.steps:
-                    self._save(step_name(learner.steps))
-                raise NonFiniteError(f"{error} Changed settings need a new --out.") from error
-            raise
+        except NonFiniteError as error:
+            if learner.steps:
+                self._save(step_name(learner.steps))
+            raise NonFiniteError(f"{error} Changed settings need a new --out.") from error
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            if learner.steps:
+                self._save(step_name(learner.steps))
+            again = f"{self.again} --resume" if self.again else ""
+            rows = [row for stage in self.plan.stages[: i + 1] for row in stage.train]
+            raise OutOfMemory(what_fits(learner, rows), learner.steps, again) from error
         self.display.doing(f"after {task.name}")
         learner.end_task()
         self.totals["seconds"] += time.perf_counter() - clock
         self.trained = True
         self._tell("task_end", step=learner.steps, task=task.name, stage=i + 1)
 
+    def _measures_here(self) -> bool:
+        """Whether the loss is to be measured within the stage; after its last step it is anyway."""
+        every = self.plan.settings.evaluation.every
+        done = self.learner.steps - sum(self.steps[: self.stage])
+        return bool(every) and done % (every or 1) == 0 and done < self.steps[self.stage]
+
+    def _track(self) -> None:
+        """Write every task's loss to the log, on the way through a stage."""
+        for task in self.scores.scored_after(self.stage):
+            if task.evaluation:
+                found = self.learner.score_both(task.evaluation)
+                self._write(
+                    "evaluation", step=self.learner.steps, stage=self.stage + 1, task=task.name, metrics=found
+                )
+
     def _complete_stage(self, stop: StopRequest) -> None:
         row = self.stage + 1
         self._check_there()
-        self._score(row, self._scored_after(self.stage), stop)
-        self._say_scores(row)
+        self._score(row, self.scores.scored_after(self.stage), stop)
+        if line := self.scores.line(row):
+            self.display.say(f"after {self.plan.stages[self.stage].name}: {line}")
         self._measure_changes(row)
         write_text(
             self.folder.keys / keys_name(row),
@@ -290,7 +357,7 @@ class Run:
         self.stage, self.trained, self.position, self.seen = row, False, None, {}
         self._save(stage_name(self.learner.steps, row))
         self.folder.drop_steps(0)
-        write_scores(self.folder.path, self.matrices, main_metric(self.matrices))
+        write_scores(self.folder.path, self.scores.matrices, main_metric(self.scores.matrices))
         if stop and self.stage < len(self.plan.stages):
             raise Interrupted(self._goodbye())
 
@@ -314,53 +381,23 @@ class Run:
             return None if path is None else checkpoint.load(path)["learner"]["model"]
         return None
 
-    def _scored_after(self, stage: int) -> Sequence[Task]:
-        return [self.plan.stages[stage]] if self.plan.mode == "isolated" else self.plan.stream.evaluations
-
-    def _score(self, row: int, tasks: Sequence[Task], stop: StopRequest) -> None:
-        """Fill what is missing in a row of every matrix; already measured cells stay."""
-        # Joint and isolated runs have one row after the first: everything was trained once.
-        cell_row = min(row, 1) if self.plan.mode != "sequential" else row
+    def _score(self, stage: int, tasks: Sequence[Task], stop: StopRequest) -> None:
+        """Measure what is not measured yet after so many stages; measured cells stay."""
+        row = self.scores.row(stage)
         for task in tasks:
-            if not task.evaluation or self._measured(cell_row, task.name):
+            if not task.evaluation or self.scores.measured(row, task.name):
                 continue
             if stop:
                 self._stop()
             self.display.doing(f"scoring {task.name}")
             found = self.measure(task.name, task.evaluation)
-            self._record(cell_row, task.name, found)
-            self._write("evaluation", step=self.learner.steps, row=cell_row, task=task.name, metrics=found)
-        if self.plan.probe and (self.plan.mode != "isolated" or row == 0) and not self._probed(cell_row):
+            self.scores.record(row, task.name, found)
+            self._write("evaluation", step=self.learner.steps, row=row, task=task.name, metrics=found)
+        if self.scores.wants_probe(stage):
             self.display.doing("scoring the general probe")
             found = self.measure(PROBE, self.plan.probe, told=False)
-            for metric, value in found.items():
-                column = self.probe.setdefault(metric, [])
-                column.extend([None] * (cell_row + 1 - len(column)))
-                column[cell_row] = value
-            self._write("probe", step=self.learner.steps, row=cell_row, metrics=found)
-
-    def _record(self, row: int, task: str, found: Mapping[str, float]) -> None:
-        for metric, value in found.items():
-            matrix = self.matrices.setdefault(metric, new_matrix(metric))
-            # A task without this metric (plain text, no held-out rows) has a column too, or a later task would
-            # stand in its position and take over its row.
-            for other in self.plan.stream.evaluations:
-                if other.name not in matrix.tasks:
-                    matrix.record(0, other.name, math.nan)
-            matrix.record(row, task, value)
-            if row and self.plan.mode != "sequential":
-                matrix.record_stage(self.plan.mode, row)
-
-    def _measured(self, row: int, task: str) -> bool:
-        for matrix in self.matrices.values():
-            if task in matrix.tasks and row < len(matrix.values):
-                value = matrix.values[row, matrix.tasks.index(task)]
-                if value == value:
-                    return True
-        return False
-
-    def _probed(self, row: int) -> bool:
-        return any(row < len(column) and column[row] is not None for column in self.probe.values())
+            self.scores.record_probe(row, found)
+            self._write("probe", step=self.learner.steps, row=row, metrics=found)
 
     def _horizon(self, stage: int) -> int | None:
         schedule = self.plan.settings.schedule
@@ -469,8 +506,7 @@ class Run:
                 "position": None
                 if self.position is None
                 else [self.position.phase, self.position.epoch, self.position.batch],
-                "matrices": {metric: matrix.to_dict() for metric, matrix in self.matrices.items()},
-                "probe": plain(self.probe),
+                **self.scores.state_dict(),
                 "changes": self.changes.state_dict(),
                 "totals": {what: count for what, count in self.totals.items() if what != "seconds"},
                 "seen": self.seen,
@@ -480,8 +516,7 @@ class Run:
         )
 
     def _restore_scores(self, state: dict[str, Any]) -> None:
-        self.matrices = {metric: ScoreMatrix.from_dict(saved) for metric, saved in state["matrices"].items()}
-        self.probe = state["probe"]
+        self.scores.load_state_dict(state)
         self.changes.load_state_dict(state.get("changes", {}))
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -497,21 +532,6 @@ class Run:
 
     # Telling
 
-    def _say_scores(self, row: int) -> None:
-        matrix = self.matrices.get("exact_match") or self.matrices.get("loss")
-        if matrix is None:
-            return  # no task has held-out rows
-        stage = self.plan.stages[self.stage].name
-        cell_row = min(row, 1) if self.plan.mode != "sequential" else row
-        if cell_row < len(matrix.values):
-            scores = "  ".join(
-                f"{task} {value:.2f}"
-                for task, value in zip(matrix.tasks, matrix.values[cell_row], strict=True)
-                if value == value
-            )
-            told = ", task told" if self.plan.strategy.wants_task_ids else ""
-            self.display.say(f"after {stage}: {matrix.metric.replace('_', ' ')}{told}: {scores}")
-
     def _recorded(self) -> dict[str, Any]:
         return {
             "commands": self._commands,
@@ -526,7 +546,7 @@ class Run:
         self.display.stop()
         plan, settings, totals = self.plan, self.plan.settings, self.totals
         trainable, total = count_parameters(plan.model)
-        write_scores(self.folder.path, self.matrices, main_metric(self.matrices))
+        write_scores(self.folder.path, self.scores.matrices, main_metric(self.scores.matrices))
         export(plan, self.folder)
         replay = None
         if totals["replayed_rows"]:
@@ -552,14 +572,15 @@ class Run:
             "memory": plan.strategy.kept() or None,
             "seconds": round(totals["seconds"], 3),
             "parameters": {"trainable": trainable, "total": total},
-            "probe": self.probe,
+            "probe": self.scores.probe,
             "replay": replay,
             **self.changes.results(),
             "data": {fact["name"]: row_counts(fact) for fact in plan.data["tasks"]},
             "versions": versions(),
             "machine": machine(),
         }
-        results = write_results(self.folder.path, facts, self.matrices, main_metric(self.matrices))
+        matrices = self.scores.matrices
+        results = write_results(self.folder.path, facts, matrices, main_metric(matrices))
         # Last of all: an extension that could not write its results must not look finished by the older ones.
         self.folder.close(self.learner.steps, self.stage)
         return results

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from perdure.errors import ConfigError
-from perdure.memory import BUFFERS, BalancedBuffer, ReservoirBuffer, RingBuffer, load_buffer, make_buffer
+from perdure.memory import (
+    BUFFERS,
+    BalancedBuffer,
+    RankedBuffer,
+    ReservoirBuffer,
+    RingBuffer,
+    load_buffer,
+    make_buffer,
+)
 from perdure.types import Example
 
 
@@ -28,6 +36,9 @@ MADE = {
     "ring of all": lambda: RingBuffer(20, 4, by=None),
     "ring in bytes": lambda: RingBuffer("400B", 4),
     "reservoir in bytes": lambda: ReservoirBuffer("400B", 4),
+    "ranked": lambda: RankedBuffer(20, 4),
+    "ranked in bytes": lambda: RankedBuffer("400B", 4),
+    "balanced in tokens": lambda: BalancedBuffer("20 tokens", 4),
 }
 
 
@@ -82,6 +93,7 @@ def test_resumed_in_the_middle_of_a_stream_it_is_identical(name: str, cut: int) 
         ("ring", {"by": None}),
         ("ring", {"offers": 20}),
         ("reservoir in bytes", {"capacity": 400}),
+        ("ranked", {"closed": []}),
         ("reservoir in bytes", {"threshold": str(1 << 64)}),
     ],
 )

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perdure.errors import ConfigError
-from perdure.memory import BalancedBuffer, ReservoirBuffer, RingBuffer
-from perdure.memory.size import nbytes, parse_size
+from perdure.memory import BalancedBuffer, RankedBuffer, ReservoirBuffer, RingBuffer
+from perdure.memory.size import count_tokens, nbytes, parse_size, weigh
 from perdure.order import SPAN
 from perdure.types import Example, Segment
 
-KINDS = [ReservoirBuffer, BalancedBuffer, RingBuffer]
+KINDS = [ReservoirBuffer, BalancedBuffer, RingBuffer, RankedBuffer]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,8 @@ KINDS = [ReservoirBuffer, BalancedBuffer, RingBuffer]
         ("0.29MB", (290_000, "bytes")),
         ("3gb", (3 * 10**9, "bytes")),
         ("1TiB", (1 << 40, "bytes")),
+        ("20000 tokens", (20_000, "tokens")),
+        ("5Tokens", (5, "tokens")),
     ],
 )
 def test_sizes_are_read(capacity: Any, expected: tuple[int, str]) -> None:
@@ -53,9 +55,9 @@ def test_what_is_no_size_is_refused(cls: Any, capacity: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", KINDS)
-@pytest.mark.parametrize("capacity", [0, -3, "0MB", "0.5B"])
+@pytest.mark.parametrize("capacity", [0, -3, "0MB", "0.5B", "0 tokens"])
 def test_less_than_one_is_refused(cls: Any, capacity: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"capacity must be at least 1( byte)?, got {capacity!r}"):
+    with pytest.raises(ConfigError, match=rf"capacity must be at least 1( byte| token)?, got {capacity!r}"):
         cls(capacity)
 
 
@@ -82,6 +84,24 @@ def test_only_examples_have_bytes(cls: Any) -> None:
         ConfigError, match="only Example items have a size in bytes, got str; give the capacity in ro"
     ):
         cls("1KB").offer("text")
+
+
+def test_tokens_are_those_that_are_learnt() -> None:
+    """Labels are shifted: the first has nothing before it; a row that learns nothing still takes room for one."""
+    row = Example("k", y=torch.tensor([5, -100, 6, 7]))
+    nothing = row.but(y=torch.full((4,), -100))
+    assert (count_tokens(row), count_tokens(nothing), count_tokens(Example("k", y=torch.tensor(3)))) == (2, 0, 1)
+    assert (weigh(row, "tokens"), weigh(nothing, "tokens"), weigh("text", "tokens")) == (2, 1, 1)
+    assert count_tokens(row.but(y=torch.tensor([0.2, 0.8]))) == 1
+
+
+@pytest.mark.parametrize("cls", KINDS)
+def test_tokens_are_never_exceeded(cls: Any) -> None:
+    buffer = cls("12 tokens")
+    for i in range(40):
+        buffer.offer(Example(str(i), "ab"[i % 2], y=torch.ones(2 + i % 15, dtype=torch.int64)))
+        assert buffer.used == sum(len(row.y) - 1 for row in buffer) <= 12
+    assert buffer.refused == sum(1 + i % 15 > 12 for i in range(40))
 
 
 def sized(sizes: list[int], tasks: str = "t") -> list[Example]:

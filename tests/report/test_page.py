@@ -1,5 +1,6 @@
 """The page: one file, everything escaped, nothing from outside; and the plots of a run folder."""
 
+import math
 import os
 import re
 import subprocess
@@ -73,6 +74,38 @@ def test_exact_match_comes_first_where_any_run_has_it(make_run, tmp_path):
     runs = [make_run("text", metrics=("loss",), main_metric="loss"), make_run("asked", main_metric="exact_match")]
     text = text_of(write_report(runs, tmp_path / "report.html"))
     assert text.index("<h2>Exact match") < text.index("<h2>Loss")
+
+
+def f1_of_one_task(row, column, metric, joint):
+    """F1 of the second task alone: 10 %, 30 % after the first, 80 % when learnt. The others lose 0.3 a stage."""
+    if metric == "f1":
+        return math.nan if column == 0 else (0.1, 0.3, 0.8)[2 if joint and row else row]
+    trained = 1 if joint else column + 1
+    value = 0.1 if row < trained else 0.9 - 0.3 * (row - trained)
+    return value if metric == "exact_match" else 4 * (1 - value)
+
+
+def test_a_metric_that_one_task_alone_has(make_run, tmp_path):
+    """Means are over that task, and are no zeros; what was never measured is a dash. Exact match leads.
+
+    F1 is 10 %, 30 %, 80 %: average and learning accuracy are 80 %, the anytime average too, since after "math" no
+    task that was trained has it; forward transfer is 30 − 10 points. Nothing was scored after it was learnt.
+    """
+    one = {"tasks": ("math", "hotpot"), "metrics": ("exact_match", "f1"), "scored": f1_of_one_task}
+    joint = make_run("joint", joint=True, main_metric="exact_match", **one)
+    text = text_of(write_report([make_run(main_metric="exact_match", **one), joint], tmp_path / "report.html"))
+    assert text.index("<h2>Exact match <") < text.index("<h2>F1 <") < text.index("What the columns mean")
+    section = text[text.index("<h2>F1 <") : text.index("What the columns mean")]
+    assert re.findall(r'alt="(.*?):', section) == ["Score matrix", "Scores over the stream", "Pairwise transfer"]
+    assert '<th scope="row">naive</th><td>80.0 %</td><td>80.0 %</td><td>80.0 %</td><td>20.0 pt</td>' in section
+    assert '<th scope="row">joint</th><td>80.0 %</td><td>80.0 %</td><td>–</td><td>–</td>' in section
+    dashes = "<td>–</td>" * 4
+    assert f'<th scope="row">math</th><td>naive</td><td>100</td>{dashes}' in section
+    scores = "<td>10.0 %</td><td>80.0 %</td><td>80.0 %</td><td>–</td>"
+    assert f'<th scope="row">hotpot</th><td>naive</td><td>100</td>{scores}' in section
+    assert "nan" not in re.sub(r'src="[^"]*"', "", section)
+    (first, *_) = re.findall(r"<li>(.*?)</li>", text)
+    assert first.startswith("naive&#39;s exact match ended 30.0 points below")
 
 
 def test_one_name_for_one_thing(make_run, tmp_path):

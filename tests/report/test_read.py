@@ -7,6 +7,7 @@ import pytest
 
 from perdure.errors import RunError
 from perdure.report import read_run, read_runs
+from perdure.report.read import Scores
 
 
 def test_a_finished_run(make_run):
@@ -30,6 +31,17 @@ def test_an_unfinished_run_has_what_its_events_hold(make_run):
     )
     assert part.summaries["loss"]["higher_is_better"] is False
     assert part.probe["exact_match"] == pytest.approx([0.5, 0.25, 0.5 / 3, 0.125])
+
+
+def test_what_can_be_forgotten_was_measured_when_it_was_learnt():
+    """F1 of the last task alone has nothing that came after it; of the first alone it has."""
+    tasks = ("math", "hotpot")
+    late = Scores("f1", True, tasks, tasks, ((math.nan, 0.1), (math.nan, 0.3), (math.nan, 0.8)))
+    early = Scores("f1", True, tasks, tasks, ((0.1, math.nan), (0.8, math.nan), (0.3, math.nan)))
+    lone = Scores("f1", True, tasks[1:], tasks, ((0.1,), (0.3,), (0.8,)))  # as an unfinished run's log has it
+    assert [table.outlasted() for table in (late, early, lone)] == [False, True, False]
+    assert (early.changed(0), lone.learnt(0)) == (pytest.approx(-0.5), 0.8)
+    assert math.isnan(late.changed(1))
 
 
 def test_joint_without_results_is_one_stage(make_run):

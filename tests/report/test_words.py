@@ -14,6 +14,8 @@ from perdure.report import read_runs, words
         ("exact_match", -0.5, {"signed": True}, "−50.0 pt"),
         ("exact_match", 0.912, {"unit": False}, "91"),
         ("exact_match", -0.001, {"unit": False, "signed": True}, "0"),
+        ("f1", 0.5714, {}, "57.1 %"),
+        ("f1_inferred", 0.5, {"signed": True}, "+50.0 pt"),
         ("loss", 1.23456, {}, "1.235"),
         ("loss", 0.5, {"signed": True}, "+0.500"),
         ("loss", 12.345, {}, "12.35"),
@@ -192,6 +194,7 @@ def test_an_unfinished_run_is_called_so(make_run):
 def test_inferred_metrics_have_names_and_units():
     assert words.label("exact_match_inferred") == "exact match, task inferred"
     assert words.label("loss_inferred") == "loss, task inferred"
+    assert words.label("f1_inferred") == "F1, task inferred"
     assert words.value("accuracy_inferred", 0.5) == "50.0 %"
 
 

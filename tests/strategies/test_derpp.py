@@ -267,10 +267,10 @@ def test_the_own_loss_of_a_row_that_is_matched_does_not_count_even_where_it_is_i
 
 
 def test_rows_go_through_the_model_in_bounded_parts() -> None:
-    from perdure.strategies.derpp import _parts
+    from perdure.strategies.parts import parts as in_parts
 
     rows = [Example(str(i), x=torch.zeros(n)) for i, n in enumerate([3000, 1000, 900, 5000, *[10] * 70])]
-    parts = list(_parts(rows))
+    parts = list(in_parts(rows))
     assert [row.key for part in parts for row in part] == [row.key for row in rows]
     assert all(len(part) == 1 or len(part) * max(len(row.x) for row in part) <= 4096 for part in parts)  # type: ignore
     assert max(map(len, parts)) == 32

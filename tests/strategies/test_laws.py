@@ -367,7 +367,7 @@ def _forgetful(make: Callable[[], Strategy]) -> Strategy:
     return strategy
 
 
-@pytest.mark.parametrize("name", ["replay", "replay-tokens", "derpp", "agem", "replay+ewc"])
+@pytest.mark.parametrize("name", ["replay", "replay-tokens", "replay-once", "derpp", "agem", "replay+ewc"])
 def test_draws_that_are_not_given_back_are_caught(name: str, mlp_world: Any) -> None:
     with pytest.raises(AssertionError):
         check_no_trace(mlp_world, mlp_world.learner(_forgetful(STRATEGIES[name])), 1)

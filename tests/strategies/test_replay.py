@@ -12,7 +12,7 @@ import torch
 from perdure.errors import StrategyError
 from perdure.memory import BalancedBuffer, ReservoirBuffer
 from perdure.strategies import Replay
-from perdure.strategies.rehearsal import Quota
+from perdure.strategies.quota import Quota
 from perdure.types import Example
 
 
@@ -130,7 +130,7 @@ def check_lengths(quota: Any) -> None:
     new = [Example("n", "u", x=torch.ones(4).long(), y=torch.ones(4).long())]
     counts: Counter[str] = Counter()
     for _ in range(8_000):
-        counts.update(row.key for row in quota.draw(buffer, new, lambda row: int((row.y[1:] != -100).sum())))
+        counts.update(row.key for row in quota.draw(buffer.sample, new, lambda row: int((row.y[1:] != -100).sum())))
     expected = sum(counts.values()) / 12
     assert expected > 200
     assert sum((counts[str(i)] - expected) ** 2 / expected for i in range(12)) < 31.3
@@ -143,10 +143,10 @@ def test_no_row_is_passed_over_for_its_length() -> None:
 class OnlyWhatFits(Quota):
     """Wrong: a row longer than what is owed is left, and another is drawn in the next step: long rows are rare."""
 
-    def draw(self, buffer: Any, new: Any, count: Any) -> list[Example]:
+    def draw(self, sample: Any, new: Any, count: Any) -> list[Example]:
         rows: list[Example] = []
         self.new += sum(map(count, new))
-        for row in buffer.sample(max(len(new), 1)):
+        for row in sample(max(len(new), 1)):
             if self.drawn + count(row) > self._ratio * self.new:
                 break
             rows.append(row)

@@ -11,10 +11,12 @@ from pydantic import ValidationError
 
 import perdure
 from perdure.errors import DataError
+from perdure.order import fingerprint, priority
 from perdure.streams import PREPARATIONS, Encoder, Row, StreamSpec, TaskSpec, build, build_task
-from perdure.streams.hotpot import boxed
-from perdure.streams.spec import locate
-from perdure.types import IGNORE
+from perdure.streams.latex import boxed
+from perdure.streams.spec import locate, rows_of
+from perdure.streams.stream import hold_out
+from perdure.types import IGNORE, Task
 
 pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
@@ -74,6 +76,112 @@ def test_without_evaluation_a_tenth_is_held_out(tmp_path, tokenizer):
     exact = build(spec(holdout=7), tmp_path, 0, Encoder(tokenizer, 64))[0]["t"]
     assert len(exact.evaluation) == 7
     assert not build(spec(holdout=0), tmp_path, 0, Encoder(tokenizer, 64))[0]["t"].evaluation
+
+
+def held_by_hand(data: list[dict], count: int, fits, erased=()) -> set[str]:
+    """Keys of the rows with the smallest priorities of those that fit and are not erased, one by one."""
+    order = sorted((row["id"] for row in data), key=lambda key: priority(0, "split", "t", key=key))
+    lengths = {row["id"]: row for row in data}
+    return set([key for key in order if key not in erased and fits(lengths[key])][:count])
+
+
+def first_of_all(examples, holdout, seed, name, encode=None):
+    """Held out whether or not they can be encoded."""
+    return hold_out(examples, holdout, seed, name)
+
+
+def none_in_their_place(examples, holdout, seed, name, encode):
+    """Those that cannot be encoded are dropped, and nothing takes their place."""
+    train, held = hold_out(examples, holdout, seed, name)
+    return train, [example for example in held if encode([example])[0] is not None]
+
+
+def encoded_by_file(examples, holdout, seed, name, encode):
+    """The first of the file, not those with the smallest priorities."""
+    held = [example for example in examples if encode([example])[0] is not None][:holdout]
+    return [example for example in examples if example not in held], held
+
+
+def held_out_of(folder: Path, tokenizer, erased: tuple[str, ...] = ()) -> tuple[Task, dict]:
+    """Task and facts of a folder's rows, 15 of them held out; 64 tokens at most, 4 of them learnt."""
+    settings = spec(holdout=15, answer_tokens=4, train_rows=40)
+    gone = frozenset(map(fingerprint, erased))
+    stream, facts = build(settings, folder, 0, Encoder(tokenizer, 64), erased=gone)
+    return stream["t"], facts["tasks"][0]
+
+
+@pytest.fixture
+def uneven(tmp_path) -> list[dict]:
+    """Of 200 rows, most cannot be encoded: two of three prompts are too long, and answers from ` 100` on."""
+    data = rows(200)
+    for i, row in enumerate(data):
+        row["prompt"] += "x" * (100 if i % 3 else 0)
+    write(tmp_path, "train.jsonl", data)
+    return data
+
+
+def usable(row: dict) -> bool:
+    return len(row["prompt"] + row["answer"]) + 1 <= 64 and len(row["answer"]) + 1 <= 4
+
+
+def test_a_number_of_held_out_rows_means_rows_that_can_be_encoded(tmp_path, tokenizer, uneven):
+    """34 of the 200 rows can be encoded. Where held-out rows are erased, others come for them."""
+    assert sum(map(usable, uneven)) == 34
+    erased: tuple[str, ...] = ()
+    for _ in range(2):
+        expected = held_by_hand(uneven, 15, usable, erased)
+        task, facts = held_out_of(tmp_path, tokenizer, erased)
+        assert set(keys(task.evaluation)) == expected
+        assert facts["evaluation"]["kept"] == facts["evaluation"]["rows"] == facts["train"]["held_out"] == 15
+        assert facts["evaluation"]["left_out"] == {}
+        left = {row["id"] for row in uneven if usable(row)} - expected - set(erased)
+        assert set(keys(task.train)) == left
+        # All others were offered to training, and each is counted once.
+        assert sum(facts["train"]["left_out"].values()) == 200 - 34
+        assert facts["train"]["left_out"]["answer too long"] == sum(
+            len(row["answer"]) > 3 and len(row["prompt"]) < 50 for row in uneven
+        )
+        all_rows = rows_of(spec(holdout=15, answer_tokens=4), tmp_path, 0, Encoder(tokenizer, 64))
+        assert sorted(keys(all_rows)) == sorted(row["id"] for row in uneven)
+        erased = tuple(sorted(expected)[:5])
+
+
+def test_where_all_that_can_be_encoded_is_held_out_it_is_said(tmp_path, tokenizer, uneven):
+    """34 rows fit, so that 50 cannot be held out, and of 34 none is left to train on."""
+    for holdout in (50, 34):
+        with pytest.raises(DataError, match=r"of 200 rows read, \d+ too long, \d+ answer too long, 34 held out\."):
+            build(spec(holdout=holdout, answer_tokens=4), tmp_path, 0, Encoder(tokenizer, 64))
+
+
+@pytest.mark.parametrize("mutant", [first_of_all, none_in_their_place, encoded_by_file])
+def test_other_ways_to_hold_out_are_caught(tmp_path, tokenizer, uneven, mutant, monkeypatch):
+    monkeypatch.setattr("perdure.streams.spec.hold_out", mutant)
+    task, _ = held_out_of(tmp_path, tokenizer)
+    assert set(keys(task.evaluation)) != held_by_hand(uneven, 15, usable)
+
+
+def test_a_number_of_held_out_rows_costs_few_calls_of_the_tokenizer(tmp_path, tokenizer, uneven, monkeypatch):
+    """Each call asks for as many as are missing: 15, then what is left of these; one by one it would be over 60."""
+    asked: list[int] = []
+    encode_many = Encoder.encode_many
+
+    def counted(self, examples):
+        asked.append(len(examples))
+        return encode_many(self, examples)
+
+    monkeypatch.setattr(Encoder, "encode_many", counted)
+    rows_of(spec(holdout=15, answer_tokens=4), tmp_path, 0, Encoder(tokenizer, 64))
+    assert asked[0] == 15
+    assert len(asked) < 30
+    assert asked == sorted(asked, reverse=True)
+
+
+def test_a_share_of_held_out_rows_is_as_it_was(tmp_path, tokenizer, uneven):
+    """Each row by its own priority, whether or not it can be encoded."""
+    stream, facts = build(spec(holdout=0.5, answer_tokens=4), tmp_path, 0, Encoder(tokenizer, 64))
+    held = {row["id"] for row in uneven if priority(0, "split", "t", key=row["id"]) < 0.5 * 2**64}
+    assert set(keys(stream["t"].evaluation)) == {row["id"] for row in uneven if usable(row)} & held
+    assert facts["tasks"][0]["evaluation"]["rows"] == len(held)
 
 
 def test_caps_follow_from_keys_not_from_the_order_of_the_file(tmp_path, tokenizer):
@@ -194,6 +302,7 @@ def test_paths_are_looked_up_in_the_data_folder_then_beside_the_recipe_then_here
         ({"tasks": [{"name": "t", "train": "x"}] * 2}, "names must differ"),
         ({"tasks": [{"name": "t", "train": "x", "trainrows": 3}]}, "trainrows"),
         ({"tasks": [{"name": "t", "train": "x", "prepare": "hotpo"}]}, "Did you mean 'hotpot'"),
+        ({"tasks": [{"name": "t", "train": "x", "answers": "maths"}]}, "unknown rule for answers .*'math'"),
         ({"tasks": [{"name": "t", "train": "x", "template": {"answer": "{a.b}"}}]}, "plain columns"),
         ({"tasks": [{"name": "t", "train": "x", "template": [{"text": "{a}"}]}]}, "must be learnt"),
         ({"tasks": [{"name": "t", "train": "x", "holdout": 1.5}]}, "below 1"),
@@ -221,7 +330,7 @@ def test_the_arena_as_a_stream(tokenizer):
     assert keys(again["sequence"].train) == keys(stream["sequence"].train)
 
 
-def test_hotpot_brings_both_published_forms_to_the_same_support():
+def test_hotpot_brings_both_published_forms_to_the_same_columns():
     lists = {
         "context": [["A", ["a0.", " a1."]], ["B", ["b0."]], ["C", ["c0.", " c1."]]],
         "supporting_facts": [["C", 1], ["A", 0], ["A", 1], ["C", 9]],
@@ -231,7 +340,9 @@ def test_hotpot_brings_both_published_forms_to_the_same_support():
         "supporting_facts": {"title": ["C", "A", "A", "C"], "sent_id": [1, 0, 1, 9]},
     }
     for values in (lists, dicts):
-        assert PREPARATIONS["hotpot"](Row(values, "f", 1)).values["support"] == "A: a0. a1.\nC: c1."
+        prepared = PREPARATIONS["hotpot"](Row(values, "f", 1)).values
+        assert prepared["support"] == "A: a0. a1.\nC: c1."
+        assert prepared["paragraphs"] == "A: a0. a1.\nB: b0.\nC: c0. c1."
     assert PREPARATIONS["hotpot"](Row({**lists, "supporting_facts": [["Z", 0]]}, "f", 1)) is None
     with pytest.raises(DataError, match="f:3: not a HotpotQA row"):
         PREPARATIONS["hotpot"](Row({"question": "?"}, "f", 3))
@@ -261,6 +372,10 @@ def test_the_shipped_recipe_on_the_real_data(shared, bitstories):
     encoder = Encoder(AutoTokenizer.from_pretrained(bitstories), 512)
     stream, facts = build(settings, shared / "data", 0, encoder)
     assert stream.names == ("math", "hotpot")
+    assert [task.answers for task in settings.tasks] == ["math", "hotpot"]
+    assert facts["tasks"][1]["evaluation"]["rows"] == 400
+    for example in stream["hotpot"].train[:50]:
+        assert example.fields["paragraphs"].count("\n") <= 9
     for task, fact in zip(stream, facts["tasks"], strict=True):
         assert (len(task.train), len(task.evaluation), fact["notes"]) == (800, 200, [])
         assert max(len(example.x) for example in task.train) <= 512

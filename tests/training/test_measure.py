@@ -1,4 +1,4 @@
-"""Exact match of greedy answers: what is generated for, and how answers are read."""
+"""Scores of greedy answers: what is generated for, how answers are read, and which rule they are scored by."""
 
 from __future__ import annotations
 
@@ -43,6 +43,49 @@ def test_an_answer_keeps_its_spaces(measure: Measure, monkeypatch: pytest.Monkey
     answer = question.y[question.y != -100][:-1].tolist()
     monkeypatch.setattr("perdure.training.measure.generate", lambda *_: [answer])
     assert measure("t", [question])["exact_match"] == 1
+
+
+def test_each_set_is_scored_by_its_own_rule(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers "a a w1" and "w2" to "w1" and "w2".
+
+    Without the article "a", HotpotQA's rule finds both right: "w1" is left of the first. By white space alone the
+    first is wrong: 1/2. Against "w1 w3" and "w2" one of two words is common: P = 1, R = 1/2, F1 = 2/3, mean 5/6.
+    """
+    monkeypatch.setattr(measure, "answers", lambda prompts, *_: ["a a w1", "w2"][: len(prompts)])
+    measure.rules.update(hotpot="hotpot", math="math")
+    rows = [row(measure, "1", "w5 ", "w1"), row(measure, "2", "w6 ", "w2")]
+    more = [row(measure, "3", "w5 ", "w1 w3"), row(measure, "4", "w6 ", "w2")]
+    found = {name: measure(name, rows) for name in ("plain", "hotpot", "math")}
+    for values in found.values():
+        values.pop("loss")
+    assert found == {
+        "plain": {"exact_match": 0.5},
+        "hotpot": {"exact_match": 1.0, "f1": 1.0},
+        "math": {"exact_match": 0.5},
+    }
+    measure.rules["more"] = "hotpot"
+    found = measure("more", more)
+    assert (found["exact_match"], found["f1"]) == (0.5, pytest.approx(5 / 6))
+
+
+def test_a_rule_holds_told_and_inferred(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second row is taken for one of another task, and its answer there is wrong: 1 told, 1/2 inferred."""
+    rows = [row(measure, "1", "w5 ", "w1"), row(measure, "2", "w6 ", "w2")]
+
+    def answers(prompts: Any, *_: Any) -> list[str]:
+        return [("a w1" if prompt.key == "1" else "w2") if prompt.task == "t" else "w3" for prompt in prompts]
+
+    def identified(given: Any) -> list[Example]:
+        return [r.but(task="u") if r.key == "2" else r for r in given]
+
+    monkeypatch.setattr(measure, "answers", answers)
+    monkeypatch.setattr(measure.learner, "identified", identified)
+    monkeypatch.setattr(type(measure.learner), "infers", property(lambda _: True))
+    measure.rules["t"] = "hotpot"
+    found = {metric: value for metric, value in measure("t", rows).items() if "loss" not in metric}
+    assert found == {"exact_match": 1.0, "f1": 1.0, "exact_match_inferred": 0.5, "f1_inferred": 0.5}
+    untold = {metric: value for metric, value in measure("t", rows, told=False).items() if "loss" not in metric}
+    assert untold == {"exact_match": 0.5, "f1": 0.5}
 
 
 def test_rows_with_nothing_before_the_answer_are_scored_by_their_loss(measure: Measure) -> None:

@@ -18,6 +18,7 @@ from perdure.streams.spec import TaskSpec
 from perdure.streams.stream import text_of
 from perdure.training.folder import FINAL, RunFolder
 from perdure.training.interrupt import Interrupted
+from perdure.training.measure import Measure
 from perdure.training.plan import check_strategy, make_plan, notes_on_strategy, with_capacity
 from perdure.training.run import Run
 from perdure.training.settings import RunSettings
@@ -200,6 +201,44 @@ def test_a_task_without_the_metric_keeps_its_place(
     assert np.isnan(values[:, 0]).all()
     assert results["metrics"][metric]["per_task"]["b"]["learnt"] == values[2, 1]
     assert results["metrics"]["loss"]["per_task"]["b"]["learnt"] < results["scores"]["loss"]["values"][1][1]
+
+
+@pytest.mark.parametrize("strategy", ["naive", "joint", "isolated"])
+def test_a_metric_of_one_task_alone(
+    settings: Any, tmp_path: Path, strategy: str, execute: Any, Stop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Task b is scored by HotpotQA's rule: a matrix of F1 with a column for task a too, empty; also when resumed.
+
+    Every answer is "w5 w20 w9" against references "w5 w20", "w5 w21" and "w5 w22". Two words of three and two are
+    in common with the first, one with the others: F1 = 4/5, 2/5, 2/5, mean 8/15. None is right, so the main metric
+    is exact match at 0.
+    """
+    monkeypatch.setattr(Measure, "answers", lambda self, prompts, longest: ["w5 w20 w9"] * len(prompts))
+    tasks = [task("a", answers="math"), task("b", answers="hotpot")]
+    asked = settings(strategy=strategy, stream={"tasks": tasks})
+    with pytest.raises(Interrupted):
+        execute(asked, tmp_path / "run", Stop(step=5))
+    results = execute(asked, tmp_path / "run")
+    assert results["main_metric"] == "exact_match"
+    assert list(results["scores"]) == ["loss", "exact_match", "f1"]
+    found = results["scores"]["f1"]
+    values = np.array(found["values"], dtype=float)
+    assert (found["tasks"], values.shape) == (["a", "b"], (3, 2) if strategy == "naive" else (2, 2))
+    assert np.isnan(values[:, 0]).all()
+    assert values[:, 1] == pytest.approx(8 / 15)
+    summary = results["metrics"]["f1"]
+    assert (summary["average"], summary["learning"]) == (pytest.approx(8 / 15), pytest.approx(8 / 15))
+    assert summary["forgetting"] is None
+    assert results["metrics"]["exact_match"]["average"] == 0
+    assert set(results["probe"]) == {"loss", "exact_match"}
+    assert (tmp_path / "run" / "scores_f1.csv").read_text().startswith("after,a,b\nstart,,0.53")
+
+
+def test_the_probe_has_a_rule_too(settings: Any, tmp_path: Path, execute: Any) -> None:
+    probe = {"name": "probe", "train": "probe-test.jsonl", "answers": "hotpot"}
+    results = execute(settings(probe=probe, strategy="naive"), tmp_path / "run")
+    assert set(results["probe"]) == {"loss", "exact_match", "f1"}
+    assert "f1" not in results["scores"]
 
 
 def test_a_stream_without_held_out_rows_is_trained(settings: Any, tmp_path: Path, execute: Any) -> None:

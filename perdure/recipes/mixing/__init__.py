@@ -1,0 +1,1 @@
+"""Data mixing: one task, then another with chosen rows of the first mixed in."""

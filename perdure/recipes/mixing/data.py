@@ -1,0 +1,108 @@
+"""From what `--task-a` and `--task-b` name to the settings of a task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import DataError
+from perdure.recipes.run import task_spec
+from perdure.storage import there
+from perdure.streams.sources import Row, read_rows
+from perdure.streams.spec import TaskSpec
+
+# Names that the hub has given an owner since.
+RENAMED = {"hotpot_qa": "hotpotqa/hotpot_qa:distractor"}
+KEYS = {"MATH": "math", "HotpotQA": "hotpot"}
+FULL_CONTEXT = 2048  # tokens that hold ten paragraphs, a question and its answer
+MATH = {"prompt": "Problem: {problem}\n\nSolution:\n", "answer": "{solution}"}
+LEAST_SHARE = 5  # at most one row in so many is held out
+
+
+def hotpot_template(context: str) -> list[dict[str, Any]]:
+    """Supporting sentences or all paragraphs, cut where they are too long, then question and answer."""
+    column = "{support}" if context == "support" else "{paragraphs}"
+    return [
+        {"text": column, "cut": True},
+        {"text": "\n\nQuestion: {question}\nAnswer:\n"},
+        {"text": "{answer}", "learn": True},
+    ]
+
+
+def task_of(source: str, option: str, context: str) -> tuple[TaskSpec, int]:
+    """The task's settings as far as its data say, and how many rows there are.
+
+    Args:
+        source: a hub name, a data file or folder, or a YAML file with a task's settings.
+        option: the option that named it, for messages.
+        context: of HotpotQA: "support" or "full".
+
+    Raises:
+        DataError: nothing is there, or its columns are none of those that are known.
+    """
+    path = Path(source).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        spec = task_spec(path, option=option)
+        return spec, len(read_rows(spec.train, split=spec.split, config=spec.config))
+    if there(path):
+        place, stem = str(path.resolve()), path.name.split(".")[0]
+    else:
+        place = RENAMED.get(source, source)
+        stem = place.partition(":")[0].rpartition("/")[2]
+    try:
+        rows = read_rows(place)
+    except DataError as error:
+        raise DataError(f"{option} {error}") from error
+    return TaskSpec.model_validate({"train": place, "name": stem, **_kind(rows[0], option, context)}), len(rows)
+
+
+def _kind(row: Row, option: str, context: str) -> dict[str, Any]:
+    """Settings that follow from the columns of the first row."""
+    columns = set(row.values)
+    if {"problem", "solution"} <= columns:
+        return {"name": "MATH", "prepare": "math", "template": MATH, "answers": "math"}
+    if {"question", "answer", "context", "supporting_facts"} <= columns:
+        template = hotpot_template(context)
+        return {"name": "HotpotQA", "prepare": "hotpot", "template": template, "answers": "hotpot"}
+    for known in (("prompt", "answer"), ("prompt", "completion"), ("instruction", "output"), ("messages",)):
+        if set(known) <= columns:
+            return {}
+    raise DataError(
+        f"{option} {row.place}: its columns are {', '.join(row.values)}. Known are MATH's (problem, solution, "
+        "level), HotpotQA's (question, answer, context, supporting_facts), and prompt with answer. For others give "
+        "a YAML file with `train` and a `template` (docs/mixing.md)."
+    )
+
+
+def with_sizes(spec: TaskSpec, rows: int, n_train: int, n_val: int, epochs: int) -> TaskSpec:
+    """The settings with caps and epochs.
+
+    Validation rows are held out by key hash unless a file of their own is named: at most a fifth of the rows, so
+    that small files keep most of theirs for training.
+    """
+    sizes: dict[str, Any] = {"train_rows": n_train, "evaluation_rows": n_val, "epochs": epochs}
+    if spec.evaluation is None:
+        sizes["holdout"] = max(1, min(n_val, rows // LEAST_SHARE))
+    return spec.model_copy(update=sizes)
+
+
+def apart(first: TaskSpec, second: TaskSpec) -> tuple[TaskSpec, TaskSpec]:
+    """The two with names that differ."""
+    if first.name != second.name:
+        return first, second
+    return first.model_copy(update={"name": f"{first.name}-A"}), second.model_copy(
+        update={"name": f"{second.name}-B"}
+    )
+
+
+def key_of(task: str) -> str:
+    """A task's name as it stands in keys and names of files: "math", "hotpot", or the name in plain letters."""
+    return KEYS.get(task) or re.sub(r"\W+", "_", task).strip("_").lower() or "task"
+
+
+def describe(spec: Mapping[str, Any] | TaskSpec) -> str:
+    """The file name, or hub name, of a task's data."""
+    values = spec.model_dump() if isinstance(spec, TaskSpec) else spec
+    return str(values["train"])
