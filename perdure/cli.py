@@ -140,7 +140,7 @@ def mix(
         int | None,
         typer.Option(
             "--micro-batch-size",
-            help="Rows that go through the model together; by default all, 16 without a GPU.",
+            help="Rows that go through the model together; by default all, 8 without a GPU.",
             min=1,
         ),
     ] = None,
@@ -175,12 +175,13 @@ def mix(
 ) -> None:
     """Train on one task, then on another with chosen rows of the first mixed in, and see what is lost."""
     from perdure.recipes.mixing.command import run_mix
-    from perdure.recipes.mixing.options import Options
+    from perdure.recipes.mixing.options import MODEL, TASK_A, TASK_B, Options
 
-    named = {"model": model, "task_a": task_a, "task_b": task_b}
     options = Options(
         method,
-        **{key: value for key, value in named.items() if value is not None},
+        model=model or MODEL,
+        task_a=task_a or TASK_A,
+        task_b=task_b or TASK_B,
         mix=share,
         unit=unit,
         resample=resample,
@@ -189,6 +190,7 @@ def mix(
         epochs_a=epochs_a,
         epochs_b=epochs_b,
         eval_every=eval_every,
+        generate_rows=generate_rows,
         max_length=max_length,
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,

@@ -128,6 +128,7 @@ class EvaluationSettings(Settings):
     exact_match: bool = True
     every: int | None = Field(None, ge=1, description="steps between losses within a stage; None: after it alone")
     max_new_tokens: int | None = Field(None, ge=1, description="None: the longest reference answer and one more")
+    before_training: bool = Field(True, description="whether answers are generated before any training too")
     generate_rows: int | None = Field(
         None, ge=1, description="rows a task that answers are generated for; None: all"
     )

@@ -79,11 +79,12 @@ def _batch(
         inputs = {"inputs_embeds": embedded}
     cache = None
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    room = None if max_length is None else max_length - lengths  # [B]
-    if room is not None:
-        done |= room <= 0
-    produced: list[Tensor] = []
-    for _ in range(max_new_tokens):
+    limit = max_length if max_length is not None else width + max_new_tokens
+    room = limit - lengths  # [B]
+    done |= room <= 0
+    produced = torch.full((len(prompts), max_new_tokens), end, device=device)
+    open_ = torch.arange(len(prompts), device=device)  # the prompts that the rows still belong to
+    for step in range(max_new_tokens):
         output = model(
             attention_mask=mask,
             position_ids=positions,
@@ -95,19 +96,23 @@ def _batch(
         cache = output.past_key_values
         token = output.logits[:, -1].argmax(-1)  # [B]
         token = torch.where(done, end, token)
-        produced.append(token)
-        done |= token == end
-        if room is not None:
-            done |= room <= len(produced)
-        if bool(done.all()):
+        produced[open_, step] = token
+        done |= (token == end) | (room <= step + 1)
+        left = len(done) - int(done.sum())
+        if not left:
             break
-        inputs = {"input_ids": token[:, None]}
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
         positions = positions[:, -1:] + 1
-        if max_length is not None:
-            positions = positions.clamp(max=virtual + max_length - 1)  # of rows that are done
-    rows = torch.stack(produced, 1).tolist() if produced else [[] for _ in prompts]
-    return [row[: row.index(end)] if end in row else row for row in rows]
+        if 2 * left <= len(done) and _rows_can_leave(cache):
+            # Rows that are done would cost as much as the others to the end of the longest answer.
+            keep = (~done).nonzero().flatten()
+            cache.batch_select_indices(keep)
+            token, mask, positions, room, open_, done = (
+                value[keep] for value in (token, mask, positions, room, open_, done)
+            )
+        inputs = {"input_ids": token[:, None]}
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        positions = positions.clamp(max=virtual + limit - 1)  # of rows that are done
+    return [row[: row.index(end)] if end in row else row for row in produced.tolist()]
 
 
 def generate_through(
@@ -162,6 +167,11 @@ def _continued(prompt: Example, answer: Sequence[int]) -> Example:
     ids = ids_of(prompt)
     more = torch.tensor(answer, dtype=ids.dtype)
     return prompt.but(x=torch.cat([ids, more]), y=torch.cat([torch.full_like(ids, IGNORE), more]))
+
+
+def _rows_can_leave(cache: Any) -> bool:
+    """Whether all of a cache is keys and values by row: what convolutions keep is not selected with them."""
+    return all(type(layer).__name__ == "DynamicLayer" for layer in getattr(cache, "layers", [None]))
 
 
 def _keeps_logits(model: Any) -> bool:

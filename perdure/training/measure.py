@@ -46,7 +46,9 @@ class Measure:
         self.rules = dict(rules or {})
         self._prepared: dict[str, tuple[list[Example], list[str], int]] = {}
 
-    def __call__(self, name: str, rows: Sequence[Example], told: bool = True) -> dict[str, float]:
+    def __call__(
+        self, name: str, rows: Sequence[Example], told: bool = True, trained: bool = True
+    ) -> dict[str, float]:
         """Loss over all rows and, where settings ask for it, every metric of the set's rule, a mean over rows.
 
         Args:
@@ -54,10 +56,11 @@ class Measure:
             rows: the set.
             told: whether a strategy that wants to be told tasks is; it is then measured untold too, as
                 "exact_match_inferred" and so on. False for rows of no task.
+            trained: whether anything was trained yet.
         """
         learner = self.learner
         found = learner.score_both(rows) if told else learner.score(learner.identified(rows))
-        if self.settings.exact_match and rows:
+        if self.settings.exact_match and rows and (trained or self.settings.before_training):
             prompts, references, longest = self._prepare(name, rows)
             rule = self.rules.get(name, PLAIN)
             if prompts and not told:

@@ -186,7 +186,9 @@ class Run:
         rows: dict[str, Sequence[Example]] = {task.name: task.evaluation for task in scored}
         if self.plan.mode != "isolated" or row == 0:
             rows[PROBE] = self.plan.probe
-        return {name: self.measure(name, rows[name], name != PROBE) for name in tasks if rows.get(name)}
+        return {
+            name: self.measure(name, rows[name], name != PROBE, trained=row > 0) for name in tasks if rows.get(name)
+        }
 
     def _check(self, state: dict[str, Any]) -> None:
         self.folder.refuse_changed(self.plan.differences(state))
@@ -390,12 +392,12 @@ class Run:
             if stop:
                 self._stop()
             self.display.doing(f"scoring {task.name}")
-            found = self.measure(task.name, task.evaluation)
+            found = self.measure(task.name, task.evaluation, trained=row > 0)
             self.scores.record(row, task.name, found)
             self._write("evaluation", step=self.learner.steps, row=row, task=task.name, metrics=found)
         if self.scores.wants_probe(stage):
             self.display.doing("scoring the general probe")
-            found = self.measure(PROBE, self.plan.probe, told=False)
+            found = self.measure(PROBE, self.plan.probe, told=False, trained=row > 0)
             self.scores.record_probe(row, found)
             self._write("probe", step=self.learner.steps, row=row, metrics=found)
 

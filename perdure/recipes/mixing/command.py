@@ -29,7 +29,7 @@ from perdure.training.settings import RunSettings
 if TYPE_CHECKING:
     from perdure.training.plan import Plan
 
-CPU_ROWS = 16  # of a micro-batch without a GPU
+CPU_ROWS = 8  # of a micro-batch without a GPU
 EVALUATION_ROWS = 100
 # How the settings are spelt that a run out of memory names.
 NAMES = {
@@ -137,7 +137,11 @@ def _settings(work: Experiment) -> RunSettings:
         "optimizer": {"type": "adamw", "lr": options.lr},
         "schedule": {"type": "cosine", "warmup": 0.05},
         "clip": 1.0,
-        "evaluation": {"every": options.eval_every},
+        "evaluation": {
+            "every": options.eval_every,
+            "generate_rows": options.generate_rows,
+            "before_training": False,
+        },
         "seed": options.seed,
     }
     return validate(RunSettings, apply_overrides(values, work.overrides), "perdure mix")

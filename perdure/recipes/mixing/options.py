@@ -32,9 +32,10 @@ class Options:
         epochs_a: passes over the first task.
         epochs_b: passes over the second.
         eval_every: steps between two measurements of the second phase.
+        generate_rows: validation rows of each task that answers are generated for.
         max_length: most tokens of a row; the model's limit holds too.
         batch_size: rows of a step.
-        micro_batch_size: rows that go through the model together; None: all of a step with a GPU, else 16.
+        micro_batch_size: rows that go through the model together; None: all of a step with a GPU, else 8.
         lr: of AdamW.
         precision: "bf16" or "fp32".
         checkpointing: gradient checkpointing; None: with a GPU.
@@ -56,7 +57,8 @@ class Options:
     n_val: int = 400
     epochs_a: int = 2
     epochs_b: int = 2
-    eval_every: int = 20
+    eval_every: int = 25
+    generate_rows: int = 100
     max_length: int = 2048
     batch_size: int = 64
     micro_batch_size: int | None = None
