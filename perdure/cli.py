@@ -131,7 +131,11 @@ def mix(
     ] = 400,
     epochs_a: Annotated[int, typer.Option("--task-a-epochs", help="Passes over the first task.", min=1)] = 2,
     epochs_b: Annotated[int, typer.Option("--task-b-epochs", help="Passes over the second.", min=1)] = 2,
-    eval_every: Annotated[int, typer.Option("--eval-every", help="Steps between two measurements.", min=1)] = 10,
+    eval_every: Annotated[int, typer.Option("--eval-every", help="Steps between two measurements.", min=1)] = 25,
+    generate_rows: Annotated[
+        int,
+        typer.Option("--generate-rows", help="Validation rows of each task that answers are generated for.", min=1),
+    ] = 100,
     max_length: Annotated[
         int, typer.Option("--max-seq-length", help="Most tokens of a row; the model's limit holds too.", min=8)
     ] = 2048,
