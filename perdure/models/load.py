@@ -94,6 +94,8 @@ def load(name: str, attention: str | None = None) -> LanguageModel:
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local or not reachable}
     import torch
 
+    from perdure.models import attention as attention_module
+
     try:
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -111,6 +113,8 @@ def load(name: str, attention: str | None = None) -> LanguageModel:
         raise ModelError(_explain(name, local, reachable, error)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model {name!r}: its tokenizer has no end-of-sequence token, which answers must end with")
+    if attention is None:
+        attention_module.use(model)
     return LanguageModel(name, source, model, tokenizer, max_positions(model))
 
 
