@@ -131,7 +131,7 @@ def mix(
     ] = 400,
     epochs_a: Annotated[int, typer.Option("--task-a-epochs", help="Passes over the first task.", min=1)] = 2,
     epochs_b: Annotated[int, typer.Option("--task-b-epochs", help="Passes over the second.", min=1)] = 2,
-    eval_every: Annotated[int, typer.Option("--eval-every", help="Steps between two measurements.", min=1)] = 25,
+    eval_every: Annotated[int, typer.Option("--eval-every", help="Steps between two measurements.", min=1)] = 30,
     generate_rows: Annotated[
         int,
         typer.Option("--generate-rows", help="Validation rows of each task that answers are generated for.", min=1),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from perdure.models.objectives import total_loss
 from perdure.types import Batch, Example, Objective, Output
 
+CPU_TOKENS = 8192  # of a chunk, padding counted
 # Ends the name of a metric for which the model was not told a row's task, where it otherwise is.
 INFERRED = "_inferred"
 # Direction of every metric that is measured anywhere.
@@ -40,11 +41,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def by_length(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """Chunks of at most `size` rows, longest first, so that little is padding."""
+def by_length(examples: Sequence[Example], size: int, tokens: int | None = None) -> Iterator[list[Example]]:
+    """Chunks of at most `size` rows, longest first, so that little is padding; and of at most so many tokens."""
     rows = sorted(examples, key=lambda row: -_length(row))
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    while rows:
+        fitting = size if tokens is None else max(1, min(size, tokens // max(_length(rows[0]), 1)))
+        yield rows[:fitting]
+        rows = rows[fitting:]
 
 
 def _length(row: Example) -> int:
@@ -73,7 +76,9 @@ def score(
     with evaluating(model):
         chunks: Iterator[Sequence[Example]]
         if objective == "causal_lm":
-            chunks = by_length(examples, batch_size)
+            # Long rows by the dozen fall out of a processor's caches, and are slower than a few at a time.
+            device = next((p.device.type for p in model.parameters()), "cpu")
+            chunks = by_length(examples, batch_size, CPU_TOKENS if device == "cpu" else None)
         else:
             chunks = (examples[i : i + batch_size] for i in range(0, len(examples), batch_size))
         for rows in chunks:

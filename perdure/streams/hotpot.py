@@ -64,6 +64,9 @@ def none(row: Row) -> Row | None:
 PREPARATIONS: dict[str, Callable[[Row], Row | None]] = {"none": none, "hotpot": hotpot, "math": math}
 """What may be done to each row of a source before its template, by the name that `prepare` takes."""
 
+HELPERS = {"hotpot": ("support", "paragraphs")}
+"""Columns that a preparation adds for templates: long texts, which need not be kept with a row."""
+
 
 def prepare(rows: Sequence[Row], name: str) -> list[Row]:
     """The rows after the named preparation, without those that it leaves out."""

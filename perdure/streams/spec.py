@@ -16,7 +16,7 @@ from perdure.streams import arena
 from perdure.streams.answers import PLAIN, RULES
 from perdure.streams.arena import KINDS
 from perdure.streams.encode import Encoder
-from perdure.streams.hotpot import PREPARATIONS, prepare, select
+from perdure.streams.hotpot import HELPERS, PREPARATIONS, prepare, select
 from perdure.streams.sources import is_hub_name, read_rows
 from perdure.streams.stream import Stream, first_encoded, hold_out, text_of
 from perdure.streams.text import Template, to_examples
@@ -263,6 +263,7 @@ class _Draft:
                 template=None if spec.template is None else template_of(spec.template),
                 key=spec.key,
                 tokenizer=encoder.tokenizer,
+                helpers=HELPERS.get(spec.prepare, ()),
             )
             return [example for example in examples if not erased or fingerprint(example.key) not in erased]
 

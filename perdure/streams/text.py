@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from string import Formatter
@@ -95,6 +95,7 @@ def to_examples(
     template: Template | None = None,
     key: str | None = None,
     tokenizer: Any = None,
+    helpers: Collection[str] = (),
 ) -> tuple[list[Example], int]:
     """Unencoded examples, and how many rows were dropped because their key had come before.
 
@@ -107,6 +108,7 @@ def to_examples(
         template: how columns become text.
         key: the column that names a row; default: `id` where there is one, else a hash of the row's content.
         tokenizer: for `messages`: its chat template is used when it has one, its eos_token otherwise.
+        helpers: columns that are there for templates alone, and no fields of the example.
 
     Raises:
         DataError: a row lacks what it needs; names file and line.
@@ -120,7 +122,7 @@ def to_examples(
         fields = {
             column: value
             for column, value in row.values.items()
-            if column not in used and column != (key or "id") and _plain(value)
+            if column not in {*used, *helpers, key or "id"} and (value is None or _plain(value))
         }
         examples[name] = Example(name, task, segments, fields=fields)
     return list(examples.values()), len(rows) - len(examples)

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -156,7 +156,10 @@ def _phase_a(work: Experiment, settings: RunSettings, plan: Plan) -> Path:
     folder = RunFolder(home / "run")
     if folder.after_stage(1) is None:
         work.display.say(f"phase A: {first}, in {home}")
-        execute(settings, None, folder, work.display, work.again, plan=plan, stages=1)
+        # On the way through phase A nothing is measured: it is phase B that is watched.
+        quiet = settings.evaluation.model_copy(update={"every": None})
+        own = settings.model_copy(update={"evaluation": quiet})
+        execute(own, None, folder, work.display, work.again, plan=replace(plan, settings=own), stages=1)
         _export(plan, folder, home)
     elif not (home / "adapter_config.json").is_file() and not (home / "config.json").is_file():
         raise RunError(f"{home}: holds a run but no adapter; it was stopped in between. Remove it and begin again")

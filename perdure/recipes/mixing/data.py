@@ -22,10 +22,14 @@ LEAST_SHARE = 5  # at most one row in so many is held out
 
 
 def hotpot_template(context: str) -> list[dict[str, Any]]:
-    """Supporting sentences or all paragraphs, cut where they are too long, then question and answer."""
-    column = "{support}" if context == "support" else "{paragraphs}"
+    """Supporting sentences or all paragraphs, then question and answer.
+
+    Paragraphs are cut where they are too long. Supporting sentences are not: a question without its support cannot
+    be answered, so that a row in which they do not fit is left out.
+    """
+    whole = context == "support"
     return [
-        {"text": column, "cut": True},
+        {"text": "{support}" if whole else "{paragraphs}", "cut": not whole},
         {"text": "\n\nQuestion: {question}\nAnswer:\n"},
         {"text": "{answer}", "learn": True},
     ]

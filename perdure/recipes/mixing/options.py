@@ -57,7 +57,7 @@ class Options:
     n_val: int = 400
     epochs_a: int = 2
     epochs_b: int = 2
-    eval_every: int = 25
+    eval_every: int = 30
     generate_rows: int = 100
     max_length: int = 2048
     batch_size: int = 64

@@ -1,0 +1,98 @@
+"""Dense attention in bf16 against softmax(QKᵀ/√D)V in fp64, and where it leaves the work to PyTorch."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from perdure.models import attention
+from perdure.models.attention import NAME, attend
+from perdure.models.load import load
+
+CAUSAL = SimpleNamespace(is_causal=True, num_key_value_groups=2, training=False)
+
+
+def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Row by row and head by head, in fp64: [B, T, H, D]."""
+    B, H, T, D = q.shape
+    out = torch.zeros(B, T, H, D, dtype=torch.float64)
+    for b in range(B):
+        for h in range(H):
+            g = h // (H // k.shape[1])
+            for t in range(T):
+                scores = torch.stack([q[b, h, t].double() @ k[b, g, s].double() * scaling for s in range(t + 1)])
+                out[b, t, h] = torch.softmax(scores, 0) @ v[b, g, : t + 1].double()
+    return out
+
+
+def tensors(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    return torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
+
+
+def check() -> None:
+    q, k, v = (x.bfloat16() for x in tensors())
+    with torch.autocast("cpu", torch.bfloat16):
+        found, weights = attend(CAUSAL, q, k, v, None, scaling=0.5)
+    assert weights is None
+    assert found.shape == (2, 7, 4, 8)
+    torch.testing.assert_close(found.double(), by_hand(q, k, v, 0.5), rtol=0.03, atol=0.03)
+
+
+def test_it_is_softmax_of_the_scores() -> None:
+    check()
+
+
+def test_wrong_versions_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention._causal
+    wrong = {
+        "sees what is to come": lambda q, k, v, s: right(q.flip(2), k.flip(2), v.flip(2), s).flip(1),
+        "groups turned": lambda q, k, v, s: right(q, k.flip(1), v.flip(1), s),
+        "scaled twice": lambda q, k, v, s: right(q, k, v, s * s),
+        "heads for places": lambda q, k, v, s: right(q, k, v, s).transpose(1, 2).reshape(2, 7, 4, 8),
+    }
+    for version in wrong.values():
+        monkeypatch.setattr(attention, "_causal", version)
+        with pytest.raises(AssertionError):
+            check()
+
+
+@pytest.mark.parametrize(
+    ("change", "dense"),
+    [
+        ({}, True),
+        ({"mask": torch.zeros(2, 1, 7, 7)}, False),
+        ({"dropout": 0.1}, False),
+        ({"is_causal": False}, False),
+        ({"keys": 9}, False),
+        ({"precision": torch.float32}, False),
+    ],
+    ids=str,
+)
+def test_what_it_leaves_to_pytorch(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], dense: bool) -> None:
+    q, k, v = tensors()
+    if "keys" in change:
+        k, v = torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+    called = []
+    monkeypatch.setattr(attention, "_causal", lambda *_: called.append(1))
+    options = {name: change[name] for name in ("dropout", "is_causal") if name in change}
+    with torch.autocast("cpu", torch.bfloat16, enabled=change.get("precision") is None):
+        attend(CAUSAL, q, k, v, change.get("mask"), scaling=0.5, **options)
+    assert bool(called) is dense
+
+
+def test_models_load_with_it_and_fp32_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32 nano's logits are those of PyTorch's attention to the bit; in bf16 they agree as bf16 does."""
+    nano, plain = load("nano").model, load("nano", "sdpa").model
+    assert nano.config._attn_implementation == NAME
+    ids = torch.arange(5, 45).view(2, 20)
+    with torch.no_grad():
+        one, two = nano(input_ids=ids).logits, plain(input_ids=ids).logits
+        assert torch.equal(one, two)
+        with torch.autocast("cpu", torch.bfloat16):
+            one, two = nano(input_ids=ids, use_cache=False).logits, plain(input_ids=ids, use_cache=False).logits
+    assert not torch.equal(one, two)
+    assert float((one.softmax(-1) - two.softmax(-1)).abs().max()) < 0.05
