@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench torture study-strategies api nano clean
+.PHONY: setup demo test check bench torture study-strategies study-mixing api nano clean
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ study-strategies: setup
 # docs/api.md from the docstrings.
 api: setup
 	$(BIN)/python docs/build_api.py
+
+# About half an hour a seed and unit; the data and the model stand beside the repository.
+study-mixing: setup
+	$(BIN)/python -m benchmarks.mixing
 
 nano: setup
 	$(BIN)/python -m perdure.recipes.nano --out perdure/models/nano

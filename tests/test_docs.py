@@ -151,6 +151,8 @@ def test_settings_shown_as_yaml_are_valid(page: Path) -> None:
             TaskSpec.model_validate({"name": "t", "train": "t.jsonl", **values})
         elif set(values) == {"probe"}:
             TaskSpec.model_validate(values["probe"])
+        elif "train" in values:
+            TaskSpec.model_validate({"name": "t", **values})
         else:
             RunSettings.model_validate(values)
 
