@@ -144,7 +144,7 @@ def mix(
         int | None,
         typer.Option(
             "--micro-batch-size",
-            help="Rows that go through the model together; by default all, 8 without a GPU.",
+            help="Rows that go through the model together; by default 8 without a GPU.",
             min=1,
         ),
     ] = None,

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from perdure.models.objectives import total_loss
 from perdure.types import Batch, Example, Objective, Output
 
-CPU_TOKENS = 8192  # of a chunk, padding counted
+# Tokens of a chunk, padding counted. On a processor more of them fall out of its caches; elsewhere their logits,
+# over a vocabulary of 32,000 and in fp32, must fit.
+CPU_TOKENS, TOKENS = 8192, 16384
 # Ends the name of a metric for which the model was not told a row's task, where it otherwise is.
 INFERRED = "_inferred"
 # Direction of every metric that is measured anywhere.
@@ -76,9 +78,8 @@ def score(
     with evaluating(model):
         chunks: Iterator[Sequence[Example]]
         if objective == "causal_lm":
-            # Long rows by the dozen fall out of a processor's caches, and are slower than a few at a time.
             device = next((p.device.type for p in model.parameters()), "cpu")
-            chunks = by_length(examples, batch_size, CPU_TOKENS if device == "cpu" else None)
+            chunks = by_length(examples, batch_size, CPU_TOKENS if device == "cpu" else TOKENS)
         else:
             chunks = (examples[i : i + batch_size] for i in range(0, len(examples), batch_size))
         for rows in chunks:

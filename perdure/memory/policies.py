@@ -90,6 +90,11 @@ def _random(facts: Facts) -> Sequence[int]:
 def _difficulty(sign: int) -> Callable[[Facts], list[int]]:
     def rank(facts: Facts) -> list[int]:
         levels = [_level(row, facts.field) for row in facts.rows]
+        if all(level is None for level in levels):
+            raise ConfigError(
+                f"no row of task {facts.rows[0].task!r} has a number in its column {facts.field!r}, to tell its "
+                "difficulty by"
+            )
         return _in_order([(level is None, sign * (level or 0.0)) for level in levels])
 
     return rank

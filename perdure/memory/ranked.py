@@ -35,7 +35,8 @@ class RankedBuffer(GroupedBuffer):
         return None if label in self._closed else -self._offers
 
     def _evicted(self, label: str, place: int) -> None:
-        self._closed.add(label)
+        if label in self._groups:  # a row that is too large for its group's room is passed over, not the group
+            self._closed.add(label)
 
     def _names_in_order(self) -> list[str]:
         return [name for _, name in reversed(self._places())]

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 NAME = "perdure_sdpa"
-MOST_SCORES = 1 << 26  # of a layer; beyond them the matrix costs more than it saves
+MOST_SCORES = 1 << 25  # of a layer; beyond them the matrix costs more than it saves
+OTHERS = (
+    "position_bias",
+    "softcap",
+    "s_aux",
+    "cache",
+)  # what some models add to the scores, which is not done here
 
 
 def attend(
@@ -42,6 +48,7 @@ def _dense(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, options
         and mask is None
         and bool(causal)
         and not options.get("dropout")
+        and all(options.get(name) is None for name in OTHERS)
         and 1 < query.shape[2] == key.shape[2]
         and query.shape[:3].numel() * key.shape[2] <= MOST_SCORES
     )

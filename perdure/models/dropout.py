@@ -12,7 +12,8 @@ class Dropout(nn.Dropout):
     """As `nn.Dropout`, with masks of 16 random bits an element on a CPU.
 
     There p counts as the nearest multiple of 2⁻¹⁶, and what is kept is scaled by the inverse of the share that is
-    kept, so that the mean is unchanged. Draws come from torch's global generator. Elsewhere it is `nn.Dropout`.
+    kept (rounded as x is), so that the mean is unchanged. Draws come from torch's global generator. Elsewhere it is
+    `nn.Dropout`.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -151,9 +151,7 @@ def _history(content: Any, name: str) -> History:
     lists = {key: value for key, value in values.items() if key not in UNITS and _numeric(key, value)}
     if not lists:
         raise ValueError("no history: no list of numbers in it, at the top or one level down")
-    if len({len(value) for value in lists.values()}) > 1:
-        lengths = ", ".join(f"{key} {len(value)}" for key, value in list(lists.items())[:10])
-        raise ValueError(f"the lists of numbers in it differ in length: {lengths}")
+    lists = _of_one_length(lists, {**top, **values})
     if len(lists) > MOST:
         raise ValueError(f"{len(lists)} lists of numbers are too many; at most {MOST} can be drawn")
     steps, key = _axis({**top, **values}, len(next(iter(lists.values()))))
@@ -166,6 +164,20 @@ def _history(content: Any, name: str) -> History:
         facts={k: v for k, v in facts.items() if k != key},
         unit=UNITS.get(key, "measurement"),
     )
+
+
+def _of_one_length(lists: dict[str, list[Any]], values: Values) -> dict[str, list[Any]]:
+    """The curves among lists of numbers: those as long as the axis, or as the losses; others are facts."""
+    lengths = {len(value) for value in lists.values()}
+    if len(lengths) == 1:
+        return lists
+    axes = [len(values[key]) for key in UNITS if isinstance(values.get(key), list)]
+    losses = {len(value) for key, value in lists.items() if key.endswith("_loss")}
+    wanted = next((n for n in axes if n in lengths), losses.pop() if len(losses) == 1 else None)
+    if wanted is None:
+        named = ", ".join(f"{key} {len(value)}" for key, value in list(lists.items())[:10])
+        raise ValueError(f"the lists of numbers in it differ in length: {named}")
+    return {key: value for key, value in lists.items() if len(value) == wanted}
 
 
 def _place(top: Values) -> tuple[str | None, Values]:

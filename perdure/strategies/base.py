@@ -130,8 +130,13 @@ class Strategy:
         A penalty in closed form belongs here; report its value with `ctx.log("penalty", value)`.
         """
 
+    @property
+    def wants_outputs(self) -> bool:
+        """Whether `after_step` looks at outputs, which are then held to the end of the step."""
+        return type(self).after_step is not Strategy.after_step
+
     def after_step(self, ctx: Context, batches: Sequence[Batch], outputs: Sequence[Output]) -> None:
-        """After the optimizer's update; outputs are detached."""
+        """After the optimizer's update; outputs are detached, and none are given if not wanted."""
 
     def after_phase(self, ctx: Context, phase: Phase) -> None:
         """After each phase of a task."""

@@ -225,6 +225,11 @@ class Chain(Strategy):
         for strategy, own in self._each(ctx):
             strategy.gradient(own, batches)
 
+    @property
+    def wants_outputs(self) -> bool:
+        """Whether a member does."""
+        return any(strategy.wants_outputs for strategy in self.strategies)
+
     def after_step(self, ctx: Context, batches: Sequence[Batch], outputs: Sequence[Output]) -> None:
         """Every member's, in order."""
         for strategy, own in self._each(ctx):

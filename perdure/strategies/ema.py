@@ -30,6 +30,7 @@ class EMA(Merging):
     """
 
     name: ClassVar[str] = "ema"
+    wants_outputs = False
     summary: ClassVar[str] = "an exponential moving average of the weights over tasks or steps is served"
     needs: ClassVar[str] = (
         "1 value a trainable weight, with `start: last` 2 between tasks, with `start: base` 2; no stored rows, no "

@@ -40,6 +40,7 @@ class OSF(Strategy):
     """
 
     name: ClassVar[str] = "osf"
+    wants_outputs = False
     summary: ClassVar[str] = "each weight's strongest singular directions stay; tasks are learnt in the others"
     needs: ClassVar[str] = "the factors of each linear layer; all weights tuned; no task ids"
     cost: ClassVar[str] = "factors in every linear layer's forward pass; an SVD of each weight at a task's start"

@@ -50,6 +50,7 @@ class PackNet(Strategy):
     """
 
     name: ClassVar[str] = "packnet"
+    wants_outputs = False
     summary: ClassVar[str] = (
         "each task keeps the best of the weights that are free, and the rest are left to later tasks"
     )

@@ -53,6 +53,7 @@ class PromptPool(Strategy):
     """
 
     name: ClassVar[str] = "prompt-pool"
+    wants_outputs = False
     summary: ClassVar[str] = "a frozen model, and a pool of prompts of which each row is given the nearest"
     needs: ClassVar[str] = "a causal language model, tuned in full; no stored rows, no task ids"
     cost: ClassVar[str] = "one more forward pass, over a row's prompt; positions; generation without a cache"

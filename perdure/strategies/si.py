@@ -28,6 +28,7 @@ class SI(QuadraticPull):
     """
 
     name: ClassVar[str] = "si"
+    wants_outputs = False
     summary: ClassVar[str] = "weights that lowered earlier losses are pulled back to where the last task left them"
     needs: ClassVar[str] = "2 values a trainable weight, however many tasks; no stored rows, no task ids"
     cost: ClassVar[str] = "a few passes over the weights a step"

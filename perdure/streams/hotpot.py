@@ -49,8 +49,9 @@ def math(row: Row) -> Row | None:
     values = dict(row.values)
     if not isinstance(values.get("problem"), str) or not isinstance(values.get("solution"), str):
         raise DataError(f"{row.place}: not a MATH row. `prepare: math` needs `problem` and `solution`.")
-    digits = re.search(r"\d+", str(values.get("level", "")))
-    values["level"] = int(digits.group()) if digits else None
+    if "level" in values:
+        digits = re.search(r"\d+", str(values["level"]))
+        values["level"] = int(digits.group()) if digits else None
     if values.get("answer") is None and (answer := boxed(values["solution"])):
         values["answer"] = answer
     return replace(row, values=values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -79,7 +80,8 @@ class OutOfMemory(RunFailure):
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory is full, of a device or of the machine."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def what_fits(learner: Learner, rows: Sequence[Example]) -> Fits:
@@ -87,6 +89,7 @@ def what_fits(learner: Learner, rows: Sequence[Example]) -> Fits:
 
     Everything is afterwards as it was.
     """
+    gc.collect()
     settings = learner.settings
     size = min(settings.micro_batch_size or settings.batch_size, len(rows))
     longest = sorted(rows, key=_tokens, reverse=True)[:size]

@@ -105,6 +105,7 @@ class Learner:
         self.steps = 0
         self.schedule_step = 0
         self.total_steps: int | None = None
+        self.whole = True  # False where an update was begun and not ended
         self.ctx: Context | None = None
         self._logged: dict[str, float] = {}
         self._buffers: list[Tensor] = []  # those that training changes, such as running means
@@ -182,6 +183,7 @@ class Learner:
         lr = learning_rate(settings.optimizer, settings.schedule, self.schedule_step, self.total_steps)
         for settings_of_group in optimizer.param_groups:
             settings_of_group["lr"] = lr
+        self.whole = False
         if skipped is None:
             optimizer.step()
             optimizer.zero_grad()
@@ -189,6 +191,7 @@ class Learner:
         self.steps += 1
         if skipped is None:
             strategy.after_step(ctx, batches, outputs)
+        self.whole = True
         replayed = [
             (row, n) for b in batches for row, n in zip(b.examples, b.counts, strict=True) if row.source != TASK
         ]
@@ -223,7 +226,8 @@ class Learner:
         for batch in batches:
             with self.autocast():
                 output = strategy.forward(model, batch)
-                outputs.append(Output(output.logits.detach()))
+                if strategy.wants_outputs:
+                    outputs.append(Output(output.logits.detach()))
                 loss: Any = 0.0
                 for group, summed in group_losses(output, batch, self.objective).items():
                     if totals[group] and weights.get(group, 1):

@@ -6,13 +6,13 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from perdure.callbacks import Callback
-from perdure.errors import NonFiniteError, RunError, StorageError
+from perdure.errors import NonFiniteError, RunError, RunFailure, StorageError
 from perdure.models.adapters import count_parameters, moving
 from perdure.storage import guarded, plain, write_text
 from perdure.strategies.build import describe
@@ -157,7 +157,10 @@ class Run:
             )
         self._restore_scores(state)
         scored = self.plan.scored
-        self.scores.forget([name for name, rows in state["scored"].items() if scored.get(name) != rows])
+        others = [name for name, rows in state["scored"].items() if scored.get(name) != rows]
+        self.scores.forget(others)
+        if PROBE in others:
+            self.scores.probe = {}
         self.totals |= state["totals"]
         learner = self.learner
         learner.begin_task(self.plan.stages[0], 0, self._horizon(0), resuming=True)
@@ -171,7 +174,9 @@ class Run:
             shutil.copyfile(source.metrics, self.folder.metrics)
             shutil.copyfile(source.keys / keys_name(1), self.folder.keys / keys_name(1))
         self._commands = [untracked(self.again)]
-        self.folder.write_settings(self.plan.settings, self._recorded())
+        # Where the rest of it is trained, and with how many threads, is recorded when that begins.
+        recorded = {name: value for name, value in self._recorded().items() if name != "machine"}
+        self.folder.write_settings(self.plan.settings, recorded)
         self._open_log(state)
         assert self._log is not None
         self._save(stage_name(learner.steps, 1))
@@ -290,6 +295,7 @@ class Run:
             self._tell("task", step=learner.steps, task=task.name, stage=i + 1)
         clock = time.perf_counter()
         window = [clock, 0.0]
+        full = False
         try:
             for position, result in fit(learner, self.sources[i], self.phases[i], self.position):
                 self.position = position
@@ -319,16 +325,41 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
-            if learner.steps:
-                self._save(step_name(learner.steps))
-            again = f"{self.again} --resume" if self.again else ""
-            rows = [row for stage in self.plan.stages[: i + 1] for row in stage.train]
-            raise OutOfMemory(what_fits(learner, rows), learner.steps, again) from error
+            full = True
+        if full:
+            # Only here: until the handler is left, the error holds all that the step had made.
+            raise self._out_of_memory()
         self.display.doing(f"after {task.name}")
         learner.end_task()
         self.totals["seconds"] += time.perf_counter() - clock
         self.trained = True
         self._tell("task_end", step=learner.steps, task=task.name, stage=i + 1)
+
+    def _out_of_memory(self) -> OutOfMemory:
+        """What to raise where a step did not fit; the state before it is saved, if it is still that."""
+        saved = self.learner.whole and bool(self.learner.steps)
+        if saved:
+            self._save(step_name(self.learner.steps))
+        rows = [row for stage in self.plan.stages[: self.stage + 1] for row in stage.train]
+        again = f"{self.again} --resume" if self.again else ""
+        return OutOfMemory(what_fits(self.learner, rows), self.learner.steps, again)
+
+    @contextlib.contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """Name the way out where held-out rows do not fit into memory."""
+        size = self.plan.settings.evaluation_batch_size
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            if self.begun:
+                self._save(step_name(self.learner.steps))
+            again = f" Go on with: {self.again} --resume --set evaluation_batch_size={max(1, size // 4)}"
+            raise RunFailure(
+                f"out of memory while scoring held-out rows, {size} at once (evaluation_batch_size). A smaller "
+                "number gives the same scores but for their last digits." + (again if self.again else "")
+            ) from error
 
     def _measures_here(self) -> bool:
         """Whether the loss is to be measured within the stage; after its last step it is anyway."""
@@ -340,7 +371,8 @@ class Run:
         """Write every task's loss to the log, on the way through a stage."""
         for task in self.scores.scored_after(self.stage):
             if task.evaluation:
-                found = self.learner.score_both(task.evaluation)
+                with self._scoring():
+                    found = self.learner.score_both(task.evaluation)
                 self._write(
                     "evaluation", step=self.learner.steps, stage=self.stage + 1, task=task.name, metrics=found
                 )
@@ -392,12 +424,14 @@ class Run:
             if stop:
                 self._stop()
             self.display.doing(f"scoring {task.name}")
-            found = self.measure(task.name, task.evaluation, trained=row > 0)
+            with self._scoring():
+                found = self.measure(task.name, task.evaluation, trained=row > 0)
             self.scores.record(row, task.name, found)
             self._write("evaluation", step=self.learner.steps, row=row, task=task.name, metrics=found)
         if self.scores.wants_probe(stage):
             self.display.doing("scoring the general probe")
-            found = self.measure(PROBE, self.plan.probe, told=False, trained=row > 0)
+            with self._scoring():
+                found = self.measure(PROBE, self.plan.probe, told=False, trained=row > 0)
             self.scores.record_probe(row, found)
             self._write("probe", step=self.learner.steps, row=row, metrics=found)
 

@@ -63,6 +63,8 @@ def check_prefixes(cls: Any) -> None:
                 if weigh(row, buffer.unit) <= buffer.limit:
                     offered.setdefault(row.task, []).append(row.key)
                 assert buffer.used == sum(weigh(kept, buffer.unit) for kept in buffer) <= buffer.limit
+                for task in offered.keys() - held(buffer).keys():
+                    offered[task] = []  # its only row was too large for its share, and is passed over
                 for task, keys in held(buffer).items():
                     assert keys == offered[task][: len(keys)]
 

@@ -68,6 +68,8 @@ def test_wrong_versions_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"dropout": 0.1}, False),
         ({"is_causal": False}, False),
         ({"keys": 9}, False),
+        ({"position_bias": torch.zeros(1)}, False),
+        ({"softcap": 30.0}, False),
         ({"precision": torch.float32}, False),
     ],
     ids=str,
@@ -76,9 +78,12 @@ def test_what_it_leaves_to_pytorch(monkeypatch: pytest.MonkeyPatch, change: dict
     q, k, v = tensors()
     if "keys" in change:
         k, v = torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
-    called = []
+    called: list[int] = []
     monkeypatch.setattr(attention, "_causal", lambda *_: called.append(1))
-    options = {name: change[name] for name in ("dropout", "is_causal") if name in change}
+    monkeypatch.setattr(
+        "transformers.integrations.sdpa_attention.sdpa_attention_forward", lambda *_, **__: (q, None)
+    )
+    options = {name: value for name, value in change.items() if name not in ("mask", "keys", "precision")}
     with torch.autocast("cpu", torch.bfloat16, enabled=change.get("precision") is None):
         attend(CAUSAL, q, k, v, change.get("mask"), scaling=0.5, **options)
     assert bool(called) is dense

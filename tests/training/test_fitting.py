@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,63 @@ def test_it_saves_says_what_fits_and_goes_on(
     assert results["steps"] == whole["steps"]
     for row, other in zip(results["scores"]["loss"]["values"], whole["scores"]["loss"]["values"], strict=True):
         assert row == pytest.approx(other, rel=1e-4)
+
+
+def test_the_failed_step_is_let_go_of_before_anything_is_tried(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error's traceback holds the step's graph: while it lives, trying would find the memory full."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    forward = objectives.forward
+
+    def watched(model: Any, batch: Any) -> Any:
+        output = forward(model, batch)
+        if model.training:
+            made.append(weakref.ref(output.logits))
+        return output
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def look(learner: Any, rows: Any) -> Fits:
+        alive.append(made[-1]() is not None)
+        return Fits(2, 5, 1, None, None)
+
+    monkeypatch.setattr(objectives, "forward", watched)
+    monkeypatch.setattr("perdure.training.run.what_fits", look)
+    run = Run(make_plan(settings()), RunFolder(tmp_path / "run"))
+    monkeypatch.setattr(run.learner.accelerator, "backward", fails)
+    with pytest.raises(OutOfMemory):
+        run.execute()
+    assert alive == [False]
+
+
+def test_an_update_that_was_begun_is_not_saved(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out in the third update itself: what is saved is the checkpoint before it, not a torn state."""
+    folder = RunFolder(tmp_path / "run")
+    run = Run(make_plan(settings(checkpoint_every=1)), folder, again="perdure train")
+    step = torch.optim.AdamW.step
+    count = [0]
+
+    def fails(self: Any, *arguments: Any, **options: Any) -> Any:
+        count[0] += 1
+        if count[0] == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", fails)
+    with pytest.raises(OutOfMemory):
+        run.execute()
+    assert [path.name for path in folder.saved()][-1] == "step-00000002"
+    monkeypatch.undo()
+    resumed = Run(make_plan(settings(checkpoint_every=1)), folder).execute()
+    whole = Run(make_plan(settings(checkpoint_every=1)), RunFolder(tmp_path / "whole")).execute()
+    assert resumed is not None
+    assert whole is not None
+    assert resumed["scores"] == whole["scores"]
 
 
 def test_everything_is_as_it_was(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

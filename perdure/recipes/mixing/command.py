@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,14 +21,18 @@ from perdure.recipes.mixing.options import NONE, Options
 from perdure.recipes.mixing.parallel import run_all, workers_for
 from perdure.recipes.run import execute, quieten
 from perdure.recipes.show import print_results, write_pages
+from perdure.storage import write_bytes, write_text
 from perdure.training.display import Display, Terminal
-from perdure.training.folder import RunFolder
+from perdure.training.folder import LOCK, RunFolder, remove
 from perdure.training.settings import RunSettings
 
 if TYPE_CHECKING:
     from perdure.training.plan import Plan
 
 CPU_ROWS = 8  # of a micro-batch without a GPU
+GPU_TOKENS = 16384  # of a micro-batch with one; its logits, over a vocabulary of 32,000, must fit
+STAMP = "mixing.stamp"
+EXPORTED = ("adapter_config.json", "config.json")  # one of them, written last, says that phase A was exported
 EVALUATION_ROWS = 100
 # How the settings are spelt that a run out of memory names.
 NAMES = {
@@ -71,21 +74,76 @@ def run_mix(options: Options, overrides: Sequence[str], again: str, track: Seque
     work = Experiment(options, tuple(overrides), options.folder, Terminal(), again, tuple(track))
     settings = _settings(work)
     plan = make_plan(settings)
+    runs = {}
+    for method in options.methods:
+        own = settings.model_copy(update={"name": options.label(method), **_strategy(options, plan, method)})
+        runs[method] = Selection(RunFolder(work.out / "runs" / options.slug(method)), own, _stamp(own, plan))
+        runs[method].refuse_another()  # before hours are spent on phase A
     with _named():
         home = _phase_a(work, settings, plan)
-    folders = {method: RunFolder(work.out / "runs" / options.slug(method)) for method in options.methods}
-    left = {}
-    for method, folder in folders.items():
-        own = settings.model_copy(update={"name": options.label(method), **_strategy(options, plan, method)})
-        if _begin(work, own, plan, home, folder, method):
-            left[method] = own
-    workers = options.workers or workers_for(4 * count_parameters(plan.model)[1], len(left))
+    for method, run in runs.items():
+        if run.finished:
+            work.display.say(f"{method}: finished already: {run.folder.path}")
+        elif not run.begun:
+            _begin(work, run, plan, home)
+    workers = options.workers or workers_for(4 * count_parameters(plan.model)[1], len(runs))
     del plan
-    run_all(list(left), partial(_phase_b, left, folders, again, track), workers, work.display, again)
-    runs = [folder.path for folder in folders.values()]
-    report = write_pages(runs, work.out / "report.html")
-    print_results(runs, work.display, report)
-    write_experiment(work, settings, folders)
+    left = {method: run for method, run in runs.items() if not run.finished}
+    run_all(list(left), partial(_phase_b, left, again, track), workers, work.display, again)
+    paths = [run.folder.path for run in runs.values()]
+    report = write_pages(paths, work.out / "report.html")
+    print_results(paths, work.display, report)
+    write_experiment(work, settings, {method: run.folder for method, run in runs.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The run of one selection.
+
+    Attributes:
+        folder: of the run.
+        settings: of the run.
+        stamp: a hash of all that it depends on; it stands in the folder.
+    """
+
+    folder: RunFolder
+    settings: RunSettings
+    stamp: str
+
+    @property
+    def begun(self) -> bool:
+        """Whether it can be gone on with."""
+        return self.folder.exists and bool(self.folder.saved())
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.begun and self.folder.results.is_file() and self.folder.finished
+
+    def refuse_another(self) -> None:
+        """RunError where the folder holds a run that was trained on other rows or with other settings."""
+        from perdure.training.plan import changed_settings, fixed_settings
+
+        path = self.folder.path
+        if not self.begun:
+            if self.folder.results.is_file():
+                raise RunError(
+                    f"{path}: holds results but no checkpoint to go on from; remove it, or give another --out"
+                )
+            return
+        self.folder.refuse_changed(
+            changed_settings(fixed_settings(self.folder.settings()), fixed_settings(self.settings))
+        )
+        try:
+            there = (path / STAMP).read_text(encoding="utf-8").strip()
+        except OSError:
+            there = "none"
+        if there != self.stamp:
+            raise RunError(
+                f"{path}: this run was begun with another model, other rows or held-out rows, or measured "
+                "otherwise (the files have changed since, or --n-val, --generate-rows or --eval-every). Put that "
+                "back, or give another --out."
+            )
 
 
 @contextmanager
@@ -105,8 +163,8 @@ def _settings(work: Experiment) -> RunSettings:
 
     options = work.options
     context = options.context
+    length = min(options.max_length, positions_of(options.model))
     if context == "auto":
-        length = min(options.max_length, positions_of(options.model))
         context = "full" if length >= FULL_CONTEXT else "support"
     tasks = []
     for option, source, epochs in (
@@ -121,7 +179,7 @@ def _settings(work: Experiment) -> RunSettings:
     model = Path(options.model).expanduser()
     gpu = torch.cuda.is_available()
     # On a processor large micro-batches fall out of its caches and are slower; they need more memory too.
-    micro = options.micro_batch_size or (options.batch_size if gpu else CPU_ROWS)
+    micro = options.micro_batch_size or (max(1, GPU_TOKENS // length) if gpu else CPU_ROWS)
     values: dict[str, Any] = {
         "model": str(model.resolve()) if model.is_dir() else options.model,
         "tuning": "lora",
@@ -129,7 +187,7 @@ def _settings(work: Experiment) -> RunSettings:
         "strategy": "naive",
         "stream": {"tasks": [spec.model_dump(mode="json") for spec in apart(*tasks)]},
         "batch_size": options.batch_size,
-        "micro_batch_size": micro if micro < options.batch_size else None,
+        "micro_batch_size": min(micro, options.batch_size),
         "evaluation_batch_size": EVALUATION_ROWS,
         "max_length": options.max_length,
         "precision": options.precision,
@@ -149,37 +207,44 @@ def _settings(work: Experiment) -> RunSettings:
 
 def _phase_a(work: Experiment, settings: RunSettings, plan: Plan) -> Path:
     """The folder of the first task's adapter, its run and its losses; trained where it is not there yet."""
+    from perdure.training.run import Run
+
     first = plan.stages[0].name
     model = Path(settings.model).name
-    stamp = _stamp(settings, plan)
+    stamp = _stamp_a(settings, plan)
     home = work.out / f"{key_of(first)}_adapter_{model}_{work.options.precision}_{stamp[:8]}"
     folder = RunFolder(home / "run")
+    # On the way through phase A nothing is measured: it is phase B that is watched.
+    quiet = settings.evaluation.model_copy(update={"every": None})
+    own = settings.model_copy(update={"evaluation": quiet})
+    aside = replace(plan, settings=own)
     if folder.after_stage(1) is None:
         work.display.say(f"phase A: {first}, in {home}")
-        # On the way through phase A nothing is measured: it is phase B that is watched.
-        quiet = settings.evaluation.model_copy(update={"every": None})
-        own = settings.model_copy(update={"evaluation": quiet})
-        execute(own, None, folder, work.display, work.again, plan=replace(plan, settings=own), stages=1)
-        _export(plan, folder, home)
-    elif not (home / "adapter_config.json").is_file() and not (home / "config.json").is_file():
-        raise RunError(f"{home}: holds a run but no adapter; it was stopped in between. Remove it and begin again")
-    else:
+        try:
+            execute(own, None, folder, work.display, work.again, plan=aside, stages=1)
+        finally:
+            if folder.after_stage(1) is not None:  # stopped or not, its weights are in place
+                _export(aside, folder, home)
+    elif any((home / name).is_file() for name in EXPORTED):
         work.display.say(f"phase A: {first} was trained before: {home}")
+    else:
+        work.display.say(f"phase A: {first} was trained before; its adapter is written: {home}")
+        Run(aside, folder, work.display).load()
+        _export(aside, folder, home)
     return home
 
 
 def _export(plan: Plan, folder: RunFolder, home: Path) -> None:
-    """The adapter as PEFT writes it, beside its run."""
+    """The adapter as PEFT writes it, beside its run; its config comes last and says that all is there."""
     from perdure.training.telling import export
 
     export(plan, folder)
-    for exported in (folder.adapter, folder.model):
-        for file in exported.iterdir() if exported.is_dir() else ():
-            shutil.copyfile(file, home / f".{file.name}.partial")
-            (home / f".{file.name}.partial").replace(home / file.name)
+    files = [file for place in (folder.adapter, folder.model) if place.is_dir() for file in place.iterdir()]
+    for file in sorted(files, key=lambda file: file.name in EXPORTED):
+        write_bytes(home / file.name, file.read_bytes())
 
 
-def _stamp(settings: RunSettings, plan: Plan) -> str:
+def _stamp_a(settings: RunSettings, plan: Plan) -> str:
     """Hex SHA-256 of all that phase A depends on: model, rows and settings, wherever their files lie."""
     from perdure.recipes.mixing.losses import rows_hash
     from perdure.training.plan import fixed_settings
@@ -187,7 +252,9 @@ def _stamp(settings: RunSettings, plan: Plan) -> str:
     values = fixed_settings(settings)
     for key in ("model", "strategy", "continual_strategy", "stream"):
         values.pop(key)
-    first = plan.stages[0]
+    first, second = plan.stages
+    if settings.schedule.at_boundary == "continue":  # the rate then follows from the steps of both phases
+        values["horizon"] = [len(second.train), plan.epochs(second.name)]
     values |= {
         "base": dict(plan.base),
         "epochs": plan.epochs(first.name),
@@ -198,34 +265,45 @@ def _stamp(settings: RunSettings, plan: Plan) -> str:
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _begin(work: Experiment, own: RunSettings, plan: Plan, home: Path, folder: RunFolder, method: str) -> bool:
-    """Begin a selection's run where phase A ended, unless it was begun before; whether any of it is left to do."""
-    from perdure.training.plan import changed_settings, fixed_settings, make_plan
+def _stamp(settings: RunSettings, plan: Plan) -> str:
+    """Hex SHA-256 of all that a selection's run depends on."""
+    from perdure.recipes.mixing.losses import rows_hash
+
+    second = plan.stages[1]
+    values = [
+        _stamp_a(settings, plan),
+        settings.evaluation.every,
+        settings.strategy,
+        settings.continual_strategy,
+        plan.epochs(second.name),
+        rows_hash(second.train),
+        rows_hash(second.evaluation),
+        rows_hash(plan.probe),
+    ]
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _begin(work: Experiment, selection: Selection, plan: Plan, home: Path) -> None:
+    """Begin a selection's run where phase A ended."""
+    from perdure.training.plan import make_plan
     from perdure.training.run import Run
 
-    if folder.exists and folder.saved():
-        folder.refuse_changed(changed_settings(fixed_settings(folder.settings()), fixed_settings(own)))
-        if folder.results.is_file() and folder.finished:
-            work.display.say(f"{method}: finished already: {folder.path}")
-            return False
-        return True
-    shutil.rmtree(folder.path, ignore_errors=True)  # stopped before it held anything
+    folder = selection.folder
     with folder.locked():
-        _adopt(work, Run(make_plan(own, like=plan), folder, work.display, work.again), home)
-    return True
+        for path in folder.path.iterdir():
+            if path.name != LOCK:
+                remove(path)  # of a beginning that was stopped before it held a checkpoint
+        write_text(folder.path / STAMP, selection.stamp + "\n")
+        _adopt(work, Run(make_plan(selection.settings, like=plan), folder, work.display, work.again), home)
 
 
 def _phase_b(
-    settings: Mapping[str, RunSettings],
-    folders: Mapping[str, RunFolder],
-    again: str,
-    track: Sequence[str],
-    method: str,
-    display: Display,
+    runs: Mapping[str, Selection], again: str, track: Sequence[str], method: str, display: Display
 ) -> None:
     """Train the second task with what was chosen of the first."""
+    display.say(f"phase B, {runs[method].settings.name}: {runs[method].folder.path}")
     with _named():
-        execute(settings[method], None, folders[method], display, again, track)
+        execute(runs[method].settings, None, runs[method].folder, display, again, track)
 
 
 def _adopt(work: Experiment, run: Any, home: Path) -> None:

@@ -81,7 +81,7 @@ def _kind(row: Row, option: str, context: str) -> dict[str, Any]:
 
 
 def with_sizes(spec: TaskSpec, rows: int, n_train: int, n_val: int, epochs: int) -> TaskSpec:
-    """The settings with caps and epochs.
+    """The settings with caps and epochs, where a YAML file has not set them itself.
 
     Validation rows are held out by key hash unless a file of their own is named: at most a fifth of the rows, so
     that small files keep most of theirs for training.
@@ -89,7 +89,7 @@ def with_sizes(spec: TaskSpec, rows: int, n_train: int, n_val: int, epochs: int)
     sizes: dict[str, Any] = {"train_rows": n_train, "evaluation_rows": n_val, "epochs": epochs}
     if spec.evaluation is None:
         sizes["holdout"] = max(1, min(n_val, rows // LEAST_SHARE))
-    return spec.model_copy(update=sizes)
+    return spec.model_copy(update={key: value for key, value in sizes.items() if key not in spec.model_fields_set})
 
 
 def apart(first: TaskSpec, second: TaskSpec) -> tuple[TaskSpec, TaskSpec]:

@@ -35,7 +35,8 @@ class Options:
         generate_rows: validation rows of each task that answers are generated for.
         max_length: most tokens of a row; the model's limit holds too.
         batch_size: rows of a step.
-        micro_batch_size: rows that go through the model together; None: all of a step with a GPU, else 8.
+        micro_batch_size: rows that go through the model together; None: what fits
+            into 16,384 tokens with a GPU, else 8.
         lr: of AdamW.
         precision: "bf16" or "fp32".
         checkpointing: gradient checkpointing; None: with a GPU.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
-from queue import Empty
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from perdure.errors import PerdureError, RunFailure
@@ -16,6 +16,7 @@ from perdure.training.learner import StepResult
 
 LARGE = 200e6  # bytes of weights from which on a model fills the processor by itself
 MOST = 4
+GRACE = 60.0  # seconds to save in
 Message = tuple[str, str, Any]
 Work = Callable[[str, Display], None]
 
@@ -40,30 +41,46 @@ def workers_for(model_bytes: int, jobs: int) -> int:
 class Remote(Display):
     """Sends what a run says of itself to the process that shows it."""
 
-    def __init__(self, name: str, queue: Any) -> None:
-        self.name, self.queue = name, queue
+    def __init__(self, name: str, pipe: Connection) -> None:
+        self.name, self.pipe = name, pipe
         self.done = self.total = 0
         self.parent = os.getppid()
+        self._busy = False
+        self._waiting: list[Message] = []
+
+    def send(self, kind: str, value: Any) -> None:
+        """Send a message; one that a signal's handler wants to send within another waits for that one's end."""
+        self._waiting.append((kind, self.name, value))
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._waiting:
+                self.pipe.send(self._waiting.pop(0))
+        except OSError:
+            signal.raise_signal(signal.SIGTERM)  # nobody is left to show anything to: save, and end
+        finally:
+            self._busy = False
 
     def say(self, text: str) -> None:
         """One line of text."""
-        self.queue.put(("say", self.name, text))
+        self.send("say", text)
 
     def start(self, total: int, done: int, name: str) -> None:
         """Training begins."""
         self.done, self.total = done, total
-        self.queue.put(("progress", self.name, (done, total, "")))
+        self.send("progress", (done, total, ""))
 
     def step(self, task: str, result: StepResult, tokens_per_second: float) -> None:
         """One step was taken."""
         if os.getppid() != self.parent:
             signal.raise_signal(signal.SIGTERM)  # nobody is left to show anything to: save, and end
         self.done += 1
-        self.queue.put(("progress", self.name, (self.done, self.total, f"{task}, loss {result.loss:.3f}")))
+        self.send("progress", (self.done, self.total, f"{task}, loss {result.loss:.3f}"))
 
     def doing(self, what: str) -> None:
         """Something other than steps is going on."""
-        self.queue.put(("progress", self.name, (self.done, self.total, what)))
+        self.send("progress", (self.done, self.total, what))
 
 
 def run_all(names: Sequence[str], work: Work, workers: int, display: Display, again: str) -> None:
@@ -89,17 +106,17 @@ def run_all(names: Sequence[str], work: Work, workers: int, display: Display, ag
         pool = _Pool(work, max(1, (os.cpu_count() or 1) // workers))
         waiting = list(names)
         asked = False
-        while (waiting and not failures and not stop) or pool.running:
-            while waiting and len(pool.running) < workers and not failures and not stop:
-                pool.start(waiting.pop(0))
-            if stop and not asked:
-                asked = True
-                pool.stop()
-            for message in pool.received():
-                _take(message, bars, failures)
-            failures |= {name: end for name, end in pool.ended().items() if name not in failures}
-        for message in pool.received():
-            _take(message, bars, failures)
+        try:
+            while (waiting and not failures and not stop) or pool.running:
+                while waiting and len(pool.running) < workers and not failures and not stop:
+                    pool.start(waiting.pop(0))
+                if stop and not asked:
+                    asked = True
+                    pool.stop()
+                for message in pool.received():
+                    _take(message, bars, failures)
+        finally:
+            pool.close()
         if stop:
             raise Interrupted(f"stopped, and saved. Go on with: {again} --resume")
     if failures:
@@ -108,44 +125,47 @@ def run_all(names: Sequence[str], work: Work, workers: int, display: Display, ag
 
 
 class _Pool:
-    """The processes that are at work, and what they say."""
+    """The processes that are at work, and what they say, each through a pipe of its own."""
 
     def __init__(self, work: Work, threads: int) -> None:
         self.context = multiprocessing.get_context("spawn")
-        self.queue: Any = self.context.Queue()
         self.work, self.threads = work, threads
-        self.running: dict[str, Any] = {}
+        self.running: dict[str, tuple[Any, Connection]] = {}
 
     def start(self, name: str) -> None:
-        process = self.context.Process(target=_child, args=(name, self.work, self.threads, self.queue))
+        here, there = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=_child, args=(name, self.work, self.threads, there))
         process.start()
-        self.running[name] = process
+        there.close()  # so that the end of the process is the end of the pipe
+        self.running[name] = (process, here)
 
     def stop(self) -> None:
         """Ask each to save itself and end."""
-        for process in self.running.values():
+        for process, _ in self.running.values():
             process.terminate()
 
-    def received(self) -> list[Message]:
-        """What has come within a tenth of a second."""
-        found: list[Message] = []
-        try:
-            found.append(self.queue.get(timeout=0.1))
-            while True:
-                found.append(self.queue.get_nowait())
-        except Empty:
-            return found
+    def close(self) -> None:
+        """Leave none behind."""
+        self.stop()
+        for process, _ in self.running.values():
+            process.join(GRACE)
+            process.kill()
+            process.join()
 
-    def ended(self) -> dict[str, tuple[str, int]]:
-        """Those that ended otherwise than well since the last time, with a reason."""
-        found = {}
-        for name, process in list(self.running.items()):
-            if not process.is_alive():
+    def received(self) -> Iterator[Message]:
+        """What comes within a tenth of a second; a process that ended otherwise than well is a failure."""
+        pipes = {pipe: name for name, (_, pipe) in self.running.items()}
+        for ready in wait(list(pipes), timeout=0.1):
+            name = pipes[ready]  # type: ignore[index]
+            try:
+                while self.running[name][1].poll():
+                    yield self.running[name][1].recv()
+            except (EOFError, OSError):
+                process, pipe = self.running.pop(name)
                 process.join()
-                del self.running[name]
+                pipe.close()
                 if process.exitcode:
-                    found[name] = (f"its process ended with {process.exitcode}", 1)
-        return found
+                    yield "ended", name, (f"its process ended with {process.exitcode}", 1)
 
 
 def _take(message: Message, bars: _Bars, failures: dict[str, tuple[str, int]]) -> None:
@@ -154,20 +174,21 @@ def _take(message: Message, bars: _Bars, failures: dict[str, tuple[str, int]]) -
         bars.say(f"{name}: {value}")
     elif kind == "progress":
         bars.show(name, *value)
-    else:
+    elif kind == "failed" or name not in failures:
         failures[name] = value
 
 
-def _child(name: str, work: Work, threads: int, queue: Any) -> None:
+def _child(name: str, work: Work, threads: int, pipe: Connection) -> None:
     import torch
 
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C reaches the parent alone, which passes it on once
     torch.set_num_threads(threads)
+    remote = Remote(name, pipe)
     try:
-        work(name, Remote(name, queue))
+        work(name, remote)
     except PerdureError as error:
-        queue.put(("failed", name, (str(error), error.exit_code)))
+        remote.send("failed", (str(error), error.exit_code))
 
 
 class _Bars:

@@ -11,7 +11,7 @@ from perdure.recipes.mixing.data import key_of
 from perdure.recipes.mixing.options import NONE
 from perdure.recipes.show import NOTHING, read_results
 from perdure.report.histories import combined, forgetting_curve
-from perdure.report.history import History
+from perdure.report.history import History, read_histories
 from perdure.storage import write_bytes, write_json, write_text
 from perdure.tracking import read_events
 from perdure.training.folder import RunFolder
@@ -27,20 +27,21 @@ PLOT = "forgetting_history_plot.png"
 
 
 def write_experiment(work: Experiment, settings: RunSettings, folders: Mapping[str, RunFolder]) -> None:
-    """Write histories, figures and tables, and print the table and where everything is."""
+    """Write histories and curves of these selections, and figure and table of all that stand in the folder."""
     options, out, say = work.options, work.out, work.display.say
-    histories, rows = [], []
+    start = ""
     for method, folder in folders.items():
         results = read_results(folder.path)
         history = history_of(folder, results, work, method)
-        a, b = results["tasks"]
-        name = f"{a}_to_{b}_{options.slug(method)}".replace("/", "-")
+        start = "_to_".join(results["tasks"]).replace("/", "-")
+        name = f"{start}_{options.slug(method)}"
         file = out / f"forgetting_history_{name}.json"
         write_history(file, history)
         write_bytes(out / f"sequential_forgetting_curve_{name}.png", forgetting_curve(history))
-        histories.append(history)
-        rows.append(row_of(results, options.label(method)))
         say(f"history: {file}")
+    histories = read_histories(sorted(out.glob(f"forgetting_history_{start}_*.json")))
+    histories.sort(key=lambda history: (history.facts.get("selection_method") != NONE, history.name))
+    rows = [row_of(read_results(out / str(history.facts["run"])), history.name) for history in histories]
     write_bytes(out / PLOT, combined(histories))
     write_json(out / "results.json", {"format": TABLE_FORMAT, "model": settings.model, "rows": rows})
     write_text(out / "results.md", markdown(rows))
@@ -72,7 +73,7 @@ def history_of(folder: RunFolder, results: Mapping[str, Any], work: Experiment, 
     replay = results["replay"] or {"rows": 0, "targets": 0}
     return History(
         options.label(method),
-        tuple(map(float, steps)),
+        tuple(steps),
         curves,
         {
             "selection_method": method,
@@ -90,7 +91,7 @@ def history_of(folder: RunFolder, results: Mapping[str, Any], work: Experiment, 
                 metric: {key_of(task): value["final"] for task, value in summary["per_task"].items()}
                 for metric, summary in results["metrics"].items()
             },
-            "run": str(folder.path),
+            "run": folder.path.relative_to(work.out).as_posix(),
         },
     )
 
@@ -152,19 +153,38 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The table in 80 columns: losses after phase B, and how far the first task's rose in it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     a, b = rows[0]["first"], rows[0]["second"]
-    title = f"{a}, then {b} with some of {a} mixed in: before and after phase B"
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    found = columns(rows)
+    title = f"{a}, then {b} with some of {a} mixed in"
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    heads: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "rows": ("replayed_rows", _count),
+        "tokens": ("replayed_target_tokens", _count),
+        f"{a} loss": ("first_loss", _loss),
+        "rise": ("rise", lambda x: NOTHING if x is None else f"{x:+.3f}"),
+        f"{b} loss": ("second_loss", _loss),
+        f"{a} EM": ("first_exact_match", _share),
+        f"{b} EM": ("second_exact_match", _share),
+        "F1": ("second_f1", _share),
+    }
+    rises = [{**row, "rise": _difference(row["first_loss"], row["first_loss_before"])} for row in rows]
+    found = {head: [show(row[key]) for row in rises] for head, (key, show) in heads.items()}
+    table.add_column("selection")
     for head in found:
-        table.add_column(Text(head), justify="left" if head == "selection" else "right")
-    for cells in zip(*found.values(), strict=True):
-        table.add_row(*map(Text, cells))
+        table.add_column(Text(head), justify="right")
+    for row, cells in zip(rows, zip(*found.values(), strict=True), strict=True):
+        table.add_row(Text(row["selection"]), *map(Text, cells))
     return table
+
+
+def _difference(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
 
 
 def _steps_of_first_stage(folder: RunFolder) -> int:
@@ -182,7 +202,7 @@ def _count(value: Any) -> str:
 
 
 def _loss(value: Any) -> str:
-    return NOTHING if value is None else f"{value:.4f}"
+    return NOTHING if value is None else f"{value:.3f}"
 
 
 def _share(value: Any) -> str:
