@@ -20,7 +20,8 @@ from perdure.recipes.mixing.data import FULL_CONTEXT, apart, key_of, task_of, wi
 from perdure.recipes.mixing.options import NONE, Options
 from perdure.recipes.mixing.parallel import run_all, workers_for
 from perdure.recipes.run import execute, quieten
-from perdure.recipes.show import print_results, write_pages
+from perdure.recipes.show import print_results
+from perdure.report import write_report
 from perdure.storage import write_bytes, write_text
 from perdure.training.display import Display, Terminal
 from perdure.training.folder import LOCK, RunFolder, remove
@@ -91,8 +92,7 @@ def run_mix(options: Options, overrides: Sequence[str], again: str, track: Seque
     left = {method: run for method, run in runs.items() if not run.finished}
     run_all(list(left), partial(_phase_b, left, again, track), workers, work.display, again)
     paths = [run.folder.path for run in runs.values()]
-    report = write_pages(paths, work.out / "report.html")
-    print_results(paths, work.display, report)
+    print_results(paths, work.display, write_report(paths, work.out / "report.html"))
     write_experiment(work, settings, {method: run.folder for method, run in runs.items()})
 
 
