@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.config import apply_overrides, validate
-from perdure.errors import RunError
-from perdure.memory.select import at_least_one, exact_share
+from perdure.errors import ConfigError, RunError
+from perdure.memory.select import at_least_one, exact_share, order, policy_of
 from perdure.memory.size import count_tokens
 from perdure.models.load import positions_of
 from perdure.recipes.mixing.data import FULL_CONTEXT, apart, key_of, task_of, with_sizes
 from perdure.recipes.mixing.options import NONE, Options
 from perdure.recipes.mixing.parallel import run_all, workers_for
 from perdure.recipes.run import execute, quieten
-from perdure.recipes.show import print_results
-from perdure.report import write_report
 from perdure.storage import write_bytes, write_text
 from perdure.training.display import Display, Terminal
 from perdure.training.folder import LOCK, RunFolder, remove
@@ -73,27 +71,52 @@ def run_mix(options: Options, overrides: Sequence[str], again: str, track: Seque
 
     quieten()
     work = Experiment(options, tuple(overrides), options.folder, Terminal(), again, tuple(track))
+    if work.out.exists() and not work.out.is_dir():
+        raise RunError(f"--out {work.out} is a file; give a folder")
     settings = _settings(work)
     plan = make_plan(settings)
+    # What is wrong is said before hours are spent on phase A.
+    _check_fields(options, plan)
     runs = {}
     for method in options.methods:
         own = settings.model_copy(update={"name": options.label(method), **_strategy(options, plan, method)})
         runs[method] = Selection(RunFolder(work.out / "runs" / options.slug(method)), own, _stamp(own, plan))
-        runs[method].refuse_another()  # before hours are spent on phase A
+        runs[method].refuse_another()
+    _refuse_another_experiment(work.out, _stamp(settings, plan))
     with _named():
         home = _phase_a(work, settings, plan)
     for method, run in runs.items():
         if run.finished:
             work.display.say(f"{method}: finished already: {run.folder.path}")
         elif not run.begun:
-            _begin(work, run, plan, home)
+            _begin(work, run, _stamp(settings, plan), plan, home)
     workers = options.workers or workers_for(4 * count_parameters(plan.model)[1], len(runs))
     del plan
     left = {method: run for method, run in runs.items() if not run.finished}
     run_all(list(left), partial(_phase_b, left, again, track), workers, work.display, again)
-    paths = [run.folder.path for run in runs.values()]
-    print_results(paths, work.display, write_report(paths, work.out / "report.html"))
     write_experiment(work, settings, {method: run.folder for method, run in runs.items()})
+
+
+def _check_fields(options: Options, plan: Plan) -> None:
+    """ConfigError where a policy goes by a column that the first task's rows do not have."""
+    for method in options.methods:
+        if method != NONE and policy_of(method).needs == {"field"}:
+            try:
+                order(plan.stages[0].train, method, seed=options.seed, field=options.field)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"--selection-method {method}: {error}. --difficulty-field names the column"
+                ) from error
+
+
+def _refuse_another_experiment(out: Path, stamp: str) -> None:
+    """RunError where the folder holds selections that are not to be compared with those asked for."""
+    for file in sorted((out / "runs").glob(f"*/{STAMP}")):
+        if file.read_text(encoding="utf-8").split()[-1] != stamp:
+            raise RunError(
+                f"{file.parent} is of an experiment with another model, other rows, epochs, seed or other settings "
+                "than this command's, and the two cannot stand in one table. Give another --out."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +161,7 @@ class Selection:
             there = (path / STAMP).read_text(encoding="utf-8").strip()
         except OSError:
             there = "none"
-        if there != self.stamp:
+        if there.split()[0] != self.stamp:
             raise RunError(
                 f"{path}: this run was begun with another model, other rows or held-out rows, or measured "
                 "otherwise (the files have changed since, or --n-val, --generate-rows or --eval-every). Put that "
@@ -180,6 +203,8 @@ def _settings(work: Experiment) -> RunSettings:
     gpu = torch.cuda.is_available()
     # On a processor large micro-batches fall out of its caches and are slower; they need more memory too.
     micro = options.micro_batch_size or (max(1, GPU_TOKENS // length) if gpu else CPU_ROWS)
+    if any(override.partition("=")[0].strip() == "epochs" for override in work.overrides):
+        raise ConfigError("--set epochs: each phase has its own: --task-a-epochs and --task-b-epochs")
     values: dict[str, Any] = {
         "model": str(model.resolve()) if model.is_dir() else options.model,
         "tuning": "lora",
@@ -283,7 +308,7 @@ def _stamp(settings: RunSettings, plan: Plan) -> str:
     return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _begin(work: Experiment, selection: Selection, plan: Plan, home: Path) -> None:
+def _begin(work: Experiment, selection: Selection, common: str, plan: Plan, home: Path) -> None:
     """Begin a selection's run where phase A ended."""
     from perdure.training.plan import make_plan
     from perdure.training.run import Run
@@ -293,7 +318,7 @@ def _begin(work: Experiment, selection: Selection, plan: Plan, home: Path) -> No
         for path in folder.path.iterdir():
             if path.name != LOCK:
                 remove(path)  # of a beginning that was stopped before it held a checkpoint
-        write_text(folder.path / STAMP, selection.stamp + "\n")
+        write_text(folder.path / STAMP, f"{selection.stamp}\n{common}\n")
         _adopt(work, Run(make_plan(selection.settings, like=plan), folder, work.display, work.again), home)
 
 

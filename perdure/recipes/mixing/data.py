@@ -10,7 +10,7 @@ from typing import Any
 from perdure.errors import DataError
 from perdure.recipes.run import task_spec
 from perdure.storage import there
-from perdure.streams.sources import Row, read_rows
+from perdure.streams.sources import Row, is_hub_name, read_rows
 from perdure.streams.spec import TaskSpec
 
 # Names that the hub has given an owner since.
@@ -55,6 +55,8 @@ def task_of(source: str, option: str, context: str) -> tuple[TaskSpec, int]:
     else:
         place = RENAMED.get(source, source)
         stem = place.partition(":")[0].rpartition("/")[2]
+    if not there(path) and not is_hub_name(place):
+        raise DataError(f"{option} {source}: no such file or folder, and no hub name (owner/name); check the path")
     try:
         rows = read_rows(place)
     except DataError as error:

@@ -88,7 +88,7 @@ class Options:
         try:
             self.methods  # noqa: B018  every name is looked up
         except ConfigError as error:
-            mistakes.append(f"--selection-method: {error}")
+            mistakes.append(f"--selection-method: {error} Also: {NONE}, all.")
         if mistakes:
             raise ConfigError("\n".join(mistakes))
 

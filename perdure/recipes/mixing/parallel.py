@@ -189,6 +189,8 @@ def _child(name: str, work: Work, threads: int, pipe: Connection) -> None:
         work(name, remote)
     except PerdureError as error:
         remote.send("failed", (str(error), error.exit_code))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # asked twice: at once, and without a trace
 
 
 class _Bars:

@@ -10,6 +10,7 @@ from perdure.recipes.history import write_history
 from perdure.recipes.mixing.data import key_of
 from perdure.recipes.mixing.options import NONE
 from perdure.recipes.show import NOTHING, read_results
+from perdure.report import write_report
 from perdure.report.histories import combined, forgetting_curve
 from perdure.report.history import History, read_histories
 from perdure.storage import write_bytes, write_json, write_text
@@ -41,7 +42,13 @@ def write_experiment(work: Experiment, settings: RunSettings, folders: Mapping[s
         say(f"history: {file}")
     histories = read_histories(sorted(out.glob(f"forgetting_history_{start}_*.json")))
     histories.sort(key=lambda history: (history.facts.get("selection_method") != NONE, history.name))
-    rows = [row_of(read_results(out / str(history.facts["run"])), history.name) for history in histories]
+    runs = {history.name: out / str(history.facts.get("run")) for history in histories}
+    for name in [name for name, path in runs.items() if not (path / "results.json").is_file()]:
+        say(f"warning: {name} is left out of figure and table: its run is not in {out / 'runs'} any more")
+        del runs[name]
+    histories = [history for history in histories if history.name in runs]
+    rows = [row_of(read_results(path), name) for name, path in runs.items()]
+    report = write_report(list(runs.values()), out / "report.html")
     write_bytes(out / PLOT, combined(histories))
     write_json(out / "results.json", {"format": TABLE_FORMAT, "model": settings.model, "rows": rows})
     write_text(out / "results.md", markdown(rows))
@@ -50,6 +57,8 @@ def write_experiment(work: Experiment, settings: RunSettings, folders: Mapping[s
     console = getattr(work.display, "console", None) or Console()
     console.print()
     console.print(_table(rows))
+    say(f"runs:    {out / 'runs'}")
+    say(f"report:  {report}")
     say(f"figure:  {out / PLOT}")
     say(f"table:   {out / 'results.md'}")
 
