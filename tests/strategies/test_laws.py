@@ -277,7 +277,7 @@ def test_micro_batches_equal_the_big_batch(
     torch.set_default_dtype(dtype)
     try:
         ends = []
-        for micro in (None, 2, 3):
+        for micro in (None, 2, 3) if dtype == torch.float64 else (None, 3):
             learner = world.learner(
                 make_strategy(), micro_batch_size=micro, optimizer={"type": "sgd", "lr": 0.05, "momentum": 0.9}
             )
