@@ -12,6 +12,7 @@ from perdure.recipes.run import task_spec
 from perdure.storage import there
 from perdure.streams.sources import Row, is_hub_name, read_rows
 from perdure.streams.spec import TaskSpec
+from perdure.streams.text import DEFAULTS, MESSAGES
 
 # Names that the hub has given an owner since.
 RENAMED = {"hotpot_qa": "hotpotqa/hotpot_qa:distractor"}
@@ -72,13 +73,12 @@ def _kind(row: Row, option: str, context: str) -> dict[str, Any]:
     if {"question", "answer", "context", "supporting_facts"} <= columns:
         template = hotpot_template(context)
         return {"name": "HotpotQA", "prepare": "hotpot", "template": template, "answers": "hotpot"}
-    for known in (("prompt", "answer"), ("prompt", "completion"), ("instruction", "output"), ("messages",)):
-        if set(known) <= columns:
-            return {}
+    if MESSAGES in columns or any({prompt, answer} <= columns for prompt, _, answer in DEFAULTS):
+        return {}
     raise DataError(
         f"{option} {row.place}: its columns are {', '.join(row.values)}. Known are MATH's (problem, solution, "
-        "level), HotpotQA's (question, answer, context, supporting_facts), and prompt with answer. For others give "
-        "a YAML file with `train` and a `template` (docs/mixing.md)."
+        "level), HotpotQA's (question, answer, context, supporting_facts), and prompt or question with answer. For "
+        "others give a YAML file with `train` and a `template` (docs/mixing.md)."
     )
 
 
@@ -89,8 +89,9 @@ def with_sizes(spec: TaskSpec, rows: int, n_train: int, n_val: int, epochs: int)
     that small files keep most of theirs for training.
     """
     sizes: dict[str, Any] = {"train_rows": n_train, "evaluation_rows": n_val, "epochs": epochs}
-    if spec.evaluation is None:
-        sizes["holdout"] = max(1, min(n_val, rows // LEAST_SHARE))
+    if spec.evaluation is None and spec.holdout is None:
+        held = max(1, min(n_val, rows // LEAST_SHARE))
+        sizes |= {"holdout": held, "train_rows": max(1, min(n_train, rows - held)), "evaluation_rows": held}
     return spec.model_copy(update={key: value for key, value in sizes.items() if key not in spec.model_fields_set})
 
 

@@ -168,23 +168,24 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     from rich.text import Text
 
     a, b = rows[0]["first"], rows[0]["second"]
-    title = f"{a}, then {b} with some of {a} mixed in"
+    title = f"A: {a}. B: {b}, with some of A mixed in. After B; rise: of A's loss in it; EM: exact match"
     table = Table(
         title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     heads: dict[str, tuple[str, Callable[[Any], str]]] = {
         "rows": ("replayed_rows", _count),
         "tokens": ("replayed_target_tokens", _count),
-        f"{a} loss": ("first_loss", _loss),
+        "A loss": ("first_loss", _loss),
         "rise": ("rise", lambda x: NOTHING if x is None else f"{x:+.3f}"),
-        f"{b} loss": ("second_loss", _loss),
-        f"{a} EM": ("first_exact_match", _share),
-        f"{b} EM": ("second_exact_match", _share),
-        "F1": ("second_f1", _share),
+        "B loss": ("second_loss", _loss),
+        "A EM": ("first_exact_match", _share),
+        "B EM": ("second_exact_match", _share),
+        "B F1": ("second_f1", _share),
     }
     rises = [{**row, "rise": _difference(row["first_loss"], row["first_loss_before"])} for row in rows]
     found = {head: [show(row[key]) for row in rises] for head, (key, show) in heads.items()}
-    table.add_column("selection")
+    found = {head: cells for head, cells in found.items() if any(cell != NOTHING for cell in cells)}
+    table.add_column("selection", no_wrap=True, min_width=min(24, max(len(row["selection"]) for row in rows)))
     for head in found:
         table.add_column(Text(head), justify="right")
     for row, cells in zip(rows, zip(*found.values(), strict=True), strict=True):
