@@ -88,7 +88,7 @@ class TrainingSettings(Settings):
     batch_size: int = Field(32, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)
     clip: Number | None = Field(None, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False

@@ -140,7 +140,8 @@ class Context:
         rng: this strategy's own generator (CPU); nobody else draws from it.
         seed: the run's seed, for keyed priorities.
         log: records a named value for the step; "penalty" is added to the logged loss.
-        autocast: the context of a forward pass at the run's precision; `loss_of` is in it already.
+        autocast: the context of a forward pass at the run's precision; `loss_of` is in it already, except in fp16,
+            where its gradients would underflow: it is then taken in fp32.
     """
 
     model: nn.Module

@@ -68,7 +68,14 @@ def stories260k() -> Path:
     return _below_shared("models", "stories260K")
 
 
-LANGUAGE_MODELS = {"llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral", "bitnet": "BitNet", "lfm2": "Lfm2"}
+LANGUAGE_MODELS = {
+    "llama": "Llama",
+    "qwen2": "Qwen2",
+    "mistral": "Mistral",
+    "bitnet": "BitNet",
+    "lfm2": "Lfm2",
+    "phi3": "Phi3",
+}
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def _dense(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, options
     causal = getattr(module, "is_causal", True) if causal is None else causal
     return (
         query.device.type == "cpu"
-        and (query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
+        and _in_bf16(query)
         and mask is None
         and bool(causal)
         and not options.get("dropout")
@@ -52,6 +52,11 @@ def _dense(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, options
         and 1 < query.shape[2] == key.shape[2]
         and query.shape[:3].numel() * key.shape[2] <= MOST_SCORES
     )
+
+
+def _in_bf16(query: Tensor) -> bool:
+    mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return mixed or query.dtype == torch.bfloat16
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:

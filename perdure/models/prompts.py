@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perdure.models.modes import looking
+
 Keys = Literal["vocabulary", "uniform"]
 NAME = "prompt_pool"  # of the module within the model, and of its file
 DRAWN = 16  # tokens of which the query that a key starts from is taken
@@ -90,15 +92,12 @@ def draw(model: Any, size: int, length: int, deep: bool, keys: Keys, rng: torch.
     start = queries(model, others, torch.full((size,), DRAWN - 1, device=device))
     if keys == "uniform":
         start = 2 * torch.rand(start.shape, generator=rng, dtype=start.dtype).to(device) - 1
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with looking(model):
         if deep:
             layers = model(input_ids=ids, use_cache=True).past_key_values.layers
             prompts = torch.stack([kept for layer in layers for kept in (layer.keys, layer.values)], 1)
         else:
             prompts = words(ids)
-    model.train(was_training)
     return Prompts(start, prompts)
 
 
@@ -112,18 +111,12 @@ def queries(model: Any, ids: Tensor, ends: Tensor) -> Tensor:
         ids: token ids, int64 [B, T], padded on the right.
         ends: the last position of each row's prompt, int64 [B].
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            width = int(ends.max()) + 1
-            hidden = model.base_model(input_ids=ids[:, :width], use_cache=False).last_hidden_state  # [B, W, Q]
-            hidden = hidden.float() if hidden.dtype in (torch.bfloat16, torch.float16) else hidden
-            inside = torch.arange(width, device=ids.device) <= ends[:, None]
-            return (hidden * inside[..., None]).sum(1) / (ends + 1)[:, None]
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with looking(model):
+        width = int(ends.max()) + 1
+        hidden = model.base_model(input_ids=ids[:, :width], use_cache=False).last_hidden_state  # [B, W, Q]
+        hidden = hidden.float() if hidden.dtype in (torch.bfloat16, torch.float16) else hidden
+        inside = torch.arange(width, device=ids.device) <= ends[:, None]
+        return (hidden * inside[..., None]).sum(1) / (ends + 1)[:, None]
 
 
 def nearest(distances: Tensor, top: int, uses: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from perdure.strategies.gem import GEM, project_gem
 from perdure.strategies.lwf import LwF, distillation
 from perdure.strategies.magmax import MagMax
 from perdure.strategies.mas import MAS
+from perdure.strategies.multi_lora import MultiLoRA
 from perdure.strategies.naive import Naive
 from perdure.strategies.olora import OLoRA
 from perdure.strategies.osf import OSF
@@ -40,6 +41,7 @@ __all__ = [
     "FreezeBottom",
     "LwF",
     "MagMax",
+    "MultiLoRA",
     "Naive",
     "OLoRA",
     "PackNet",

@@ -47,6 +47,9 @@ class Strategy:
         freezes: whether it decides that weights of the model are trained no more.
         owns_training: whether it decides alone on what is trained, so that a member that freezes has no say.
         virtual_tokens: positions of a language model that it takes before every row, which text cannot have.
+        needs_boundaries: whether it protects only what came before the end, or the beginning, of a task, so that a
+            stream of rows without tasks would be plain training; so, unless it says otherwise, where it does
+            anything when a task ends.
         weights: weight of each group of rows in the loss; a group that is not named weighs 1.
     """
 
@@ -68,6 +71,11 @@ class Strategy:
     virtual_tokens: int = 0
     _claimed: bool = False
     weights: Mapping[str, float] = MappingProxyType({})
+
+    @property
+    def needs_boundaries(self) -> bool:
+        """Whether a stream without tasks would leave it doing nothing; see the class."""
+        return type(self).after_task is not Strategy.after_task
 
     def check(self, model: nn.Module, objective: Objective) -> None:
         """Before any training: StrategyError where the method makes no sense for the model or the objective."""
@@ -173,6 +181,9 @@ class Strategy:
     def state_dict(self) -> dict[str, Any]:
         """All that the strategy holds: tensors and plain values, nested in dicts and lists."""
         return {}
+
+    def regrow(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Add what a saved state has parameters for, where `prepare` could not know; they are loaded next."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become the strategy that was saved; `prepare` has been called for the tasks so far."""

@@ -20,6 +20,7 @@ from perdure.strategies.gem import GEM
 from perdure.strategies.lwf import LwF
 from perdure.strategies.magmax import MagMax
 from perdure.strategies.mas import MAS
+from perdure.strategies.multi_lora import MultiLoRA
 from perdure.strategies.naive import Naive
 from perdure.strategies.olora import OLoRA
 from perdure.strategies.osf import OSF
@@ -53,6 +54,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
         EMA,
         PNN,
         PromptPool,
+        MultiLoRA,
     )
 }
 """The classes by the names that the command line and configs know them by."""

@@ -226,6 +226,11 @@ class Chain(Strategy):
             strategy.gradient(own, batches)
 
     @property
+    def needs_boundaries(self) -> bool:
+        """Whether a member does."""
+        return any(strategy.needs_boundaries for strategy in self.strategies)
+
+    @property
     def wants_outputs(self) -> bool:
         """Whether a member does."""
         return any(strategy.wants_outputs for strategy in self.strategies)
@@ -255,6 +260,11 @@ class Chain(Strategy):
             "members": {s.name: s.state_dict() for s in self.strategies},
             "rngs": [rng.get_state() for rng in self._rngs],
         }
+
+    def regrow(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Every member's."""
+        for strategy in self.strategies:
+            strategy.regrow(model, state["members"][strategy.name])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore every member."""

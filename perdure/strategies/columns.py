@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from perdure.models import objectives
+from perdure.models.modes import looking
 from perdure.strategies.freeze import stack
 from perdure.types import Batch, Output
 
@@ -130,14 +131,8 @@ class Columns(nn.Module):
     @contextmanager
     def aside(self, model: nn.Module) -> Iterator[None]:
         """Without gradients, and in eval mode: no dropout, and no running statistics that move."""
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with looking(model):
+            yield
 
     @contextmanager
     def listening(self, model: nn.Module, column: int, hidden: Sequence[Hidden]) -> Iterator[Hidden]:

@@ -14,7 +14,7 @@ from perdure.memory import Buffer
 from perdure.models.objectives import answers
 from perdure.strategies.parts import parts
 from perdure.strategies.quota import Unit
-from perdure.strategies.rehearsal import Memory, Ratio, Rehearsal
+from perdure.strategies.rehearsal import Memory, Offer, Ratio, Rehearsal
 from perdure.strategies.settings import number, whole
 from perdure.strategies.swap import forward_with
 from perdure.types import Batch, Context, Example, Output
@@ -23,9 +23,10 @@ from perdure.types import Batch, Context, Example, Output
 class DERpp(Rehearsal):
     """loss(new) + alpha · mean ‖z(x₁) − z₁‖² + beta · loss(x₂), with x₁ and x₂ drawn apart from the memory.
 
-    z₁ are the logits that the model had on x₁ at the end of its task, in eval mode, at each target (of a causal
-    language model, those that predict a learnt token); the mean is over the targets of x₁. Of the logits the
-    `top_k` largest are kept and compared, with their places. For regression z is the prediction.
+    z₁ are the logits that the model had on x₁ at the end of its task, or with `offer` "step" right after the update
+    of the step that it was kept from: in eval mode, at each target (of a causal language model, those that predict
+    a learnt token). The mean is over the targets of x₁. Of the logits the `top_k` largest are kept and compared,
+    with their places. For regression z is the prediction.
 
     Args:
         buffer: what keeps the rows; None makes one of `memory` and `capacity` from the run's seed.
@@ -39,9 +40,11 @@ class DERpp(Rehearsal):
         select: the policy that chooses rows, see `perdure.memory.POLICIES`; None lets the memory's own rule do.
         field: the column that says how difficult a row is.
         resample: the share of the kept rows that `select` chooses anew for each pass; None: rows are chosen once.
+        offer: when new rows are offered to the memory: all of a "task" when it ends, or those of a "step" after its
+            update, for a stream without tasks.
 
     Source: Buzzega et al. 2020 (arXiv:2004.07211). There logits are kept as they were when a row was met; here they
-    are those of the end of the task.
+    are those of the end of the task, or of the end of the step.
     """
 
     name: ClassVar[str] = "derpp"
@@ -63,8 +66,9 @@ class DERpp(Rehearsal):
         select: str | None = None,
         field: str = "level",
         resample: float | None = None,
+        offer: Offer = "task",
     ) -> None:
-        super().__init__(buffer, ratio, capacity, memory, unit, select, field, resample, quotas=2)
+        super().__init__(buffer, ratio, capacity, memory, unit, select, field, resample, offer, quotas=2)
         self.alpha = number("derpp", "alpha", alpha)
         self.beta = number("derpp", "beta", beta)
         if self.alpha == self.beta == 0:

@@ -45,6 +45,11 @@ class FreezeBottom(Strategy):
         self.start = whole("freeze-bottom", "start", start, least=0)
         self._frozen: list[nn.Module] = []
 
+    @property
+    def needs_boundaries(self) -> bool:
+        """Not if it freezes from the beginning."""
+        return self.start > 0
+
     def check(self, model: nn.Module, objective: Objective) -> None:
         """There must be blocks to freeze, and weights that stay trainable."""
         bottom = {parameter for module in self._bottom(model) for parameter in module.parameters()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perdure.errors import NonFiniteError
 from perdure.memory.buffer import name_of
+from perdure.models.modes import looking
 from perdure.models.objectives import losses
 from perdure.strategies.nearest import features
 from perdure.strategies.parts import length, parts
@@ -62,21 +63,8 @@ def row_features(ctx: Context, rows: Sequence[Example]) -> Tensor:
 
 @contextmanager
 def _measuring(ctx: Context) -> Iterator[None]:
-    with _evaluating(ctx.model), torch.autocast(_device(ctx.model), enabled=False):
+    with looking(ctx.model), torch.autocast(_device(ctx.model), enabled=False):
         yield
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the mode of every module is put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _device(model: nn.Module) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perdure.models import objectives
+from perdure.models.modes import looking
 from perdure.strategies.identity import prompt_ends
 from perdure.types import Batch, Context, Example, Objective
 
@@ -28,10 +29,12 @@ class Prototypes:
 
     Attributes:
         means: float32 [D] by task.
+        counts: how many rows `add` has taken in, by task.
     """
 
     def __init__(self) -> None:
         self.means: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
 
     def learn(self, ctx: Context, serving: Serving = nullcontext) -> None:
         """Take the mean over the rows of the task that has ended.
@@ -48,6 +51,18 @@ class Prototypes:
             ]
         if sums:
             self.means[ctx.task.name] = torch.stack(sums).sum(0) / len(rows)
+
+    def add(self, task: str, found: Tensor) -> None:
+        """Take more rows of a task into its mean.
+
+        Args:
+            task: whose rows they are.
+            found: their features, [B, D].
+        """
+        count = self.counts.get(task, 0) + len(found)
+        mean = self.means.get(task, torch.zeros_like(found[0])).to(found.device)
+        self.means[task] = mean + (found - mean).sum(0) / count
+        self.counts[task] = count
 
     def nearest(
         self, model: nn.Module, batch: Batch, objective: Objective, serving: Serving = nullcontext
@@ -66,11 +81,12 @@ class Prototypes:
 
     def state_dict(self) -> dict[str, Any]:
         """The vectors, and their order."""
-        return {"tasks": list(self.means), "means": dict(self.means)}
+        return {"tasks": list(self.means), "means": dict(self.means), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
         self.means = {task: state["means"][task].clone() for task in state["tasks"]}
+        self.counts = dict(state.get("counts", {}))  # of older states none was added to
 
 
 def features(model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
@@ -86,16 +102,12 @@ def features(model: nn.Module, batch: Batch, objective: Objective) -> Tensor:
         seen.append(next(iter((*args, *kwargs.values()))))
 
     hook = layer.register_forward_pre_hook(look, with_kwargs=True) if layer is not None else None
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with looking(model):
             logits = objectives.forward(model, batch).logits
     finally:
         if hook is not None:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     found = (seen[-1] if seen else logits).float()
     if objective != "causal_lm":
         return found.reshape(len(batch.examples), -1)

@@ -39,6 +39,7 @@ class OLoRA(Strategy):
     renames: bool = True
 
     adds_to_forward: bool = True
+    needs_boundaries = True
 
     def __init__(self, strength: float = 0.5) -> None:
         self.strength = number("olora", "strength", strength)

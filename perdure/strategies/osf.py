@@ -70,6 +70,11 @@ class OSF(Strategy):
         self._own: list[nn.Parameter] = []
         self._layers: dict[str, Any] = {}
 
+    @property
+    def needs_boundaries(self) -> bool:
+        """Not if it preserves what the model had from the beginning."""
+        return self.start > 0
+
     def check(self, model: nn.Module, objective: Objective) -> None:
         """There must be linear layers with something to preserve, and no adapters."""
         if any(hasattr(module, "peft_config") for module in model.modules()):

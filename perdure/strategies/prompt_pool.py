@@ -87,6 +87,11 @@ class PromptPool(Strategy):
         self.chosen: dict[str, list[int]] = {}
         self._step: dict[int, tuple[Batch, Tensor, Tensor]] = {}  # of a step's batches: queries, prompts chosen
 
+    @property
+    def needs_boundaries(self) -> bool:
+        """Only to keep tasks from training the same prompts."""
+        return self.diversity != "none"
+
     def check(self, model: nn.Module, objective: Objective) -> None:
         """A causal language model without adapters, with room for the prompts."""
         lm: Any = model

@@ -17,15 +17,16 @@ from perdure.strategies.base import Strategy
 from perdure.strategies.measure import Measure, checked, row_losses
 from perdure.strategies.quota import Once, Quota, Unit
 from perdure.strategies.selection import LEARNT, Selection, Selector
-from perdure.strategies.settings import FIELD, check_rehearsal
-from perdure.types import TASK, Context, Example, Objective
+from perdure.strategies.settings import FIELD, OFFERS, check_rehearsal
+from perdure.types import TASK, Batch, Context, Example, Objective, Output
 
 Memory = Literal["reservoir", "balanced", "class-balanced", "ring"]
 Ratio = float | Literal["once"]
+Offer = Literal["task", "step"]
 
 
 class Rehearsal(Strategy):
-    """A strategy with a memory that takes in a task's rows when the task ends.
+    """A strategy with a memory that takes in a task's rows when the task ends, or a step's after the step.
 
     Args:
         buffer: what keeps the rows; None makes one of `memory` and `capacity` from the run's seed.
@@ -37,11 +38,15 @@ class Rehearsal(Strategy):
         field: the column that says how difficult a row is.
         resample: the share of the kept rows of each task that `select` chooses anew for each pass; None: rows are
             chosen once, when their task ends.
+        offer: when new rows are offered to the memory: all of a "task" when it ends, or those of a "step" after its
+            update, so that a stream without tasks is replayed too.
         quotas: how many separate draws a step takes.
 
     Attributes:
         measure_losses: (context, rows) -> the loss of each row by `name_of`, under the model as it is.
     """
+
+    wants_outputs = False
 
     def __init__(
         self,
@@ -53,9 +58,10 @@ class Rehearsal(Strategy):
         select: str | None = None,
         field: str = FIELD,
         resample: float | None = None,
+        offer: Offer = OFFERS[0],
         quotas: int = 1,
     ) -> None:
-        check_rehearsal(self.name, buffer, ratio, capacity, memory, unit, select, field, resample)
+        check_rehearsal(self.name, buffer, ratio, capacity, memory, unit, select, field, resample, offer)
         self._selector = None if select is None else Selector(self.name, select, field, resample, unit)
         self.buffer = buffer
         self.ratio = ratio
@@ -65,9 +71,16 @@ class Rehearsal(Strategy):
         self.select = select
         self.field = field
         self.resample = resample
+        self.offer: Offer = offer
         self.measure_losses: Measure = row_losses
         self._selection = Selection(quotas)
         self._quotas = [Once() if ratio == "once" else Quota(float(ratio), unit) for _ in range(quotas)]
+        self._new: list[Example] = []  # of the step under way, in their own order, which a ring keeps by
+
+    @property
+    def needs_boundaries(self) -> bool:
+        """Not if rows are offered after their step."""
+        return self.offer == "task"
 
     def check(self, model: nn.Module, objective: Objective) -> None:
         """A regression has no classes to balance."""
@@ -112,9 +125,9 @@ class Rehearsal(Strategy):
     def draw(self, ctx: Context, examples: Sequence[Example], quota: int = 0) -> list[Example]:
         """Kept rows for a step with these rows; none before there are any."""
         held = self.buffer
+        self._new = new = [example for example in examples if example.source == TASK]
         if not held:
             return []
-        new = [example for example in examples if example.source == TASK]
 
         def choose(number: int) -> list[Example]:
             assert self._selector is not None
@@ -151,10 +164,18 @@ class Rehearsal(Strategy):
         if self.buffer is not None:
             self.buffer.draws = draws
 
+    def after_step(self, ctx: Context, batches: Sequence[Batch], outputs: Sequence[Output]) -> None:
+        """Offer the step's new rows to the memory, if they are offered by step."""
+        if self.offer == "step":
+            self._offer(ctx, self._new)
+
     def after_task(self, ctx: Context) -> None:
         """Offer the task's rows to the memory, in the policy's order where it says which stay."""
+        if self.offer == "task":
+            self._offer(ctx, ctx.task.train)
+
+    def _offer(self, ctx: Context, rows: Sequence[Example]) -> None:
         assert self.buffer is not None
-        rows = ctx.task.train
         if self._selector is not None and self.resample is None:
             limit = self.buffer.limit if self.buffer.unit == "rows" else None
             rows = self._selector.order(ctx, rows, self.measure_losses, limit=limit)
@@ -162,6 +183,8 @@ class Rehearsal(Strategy):
             losses = checked(self.name, rows, self.measure_losses(ctx, rows))
             rows = [row.but(extras={**row.extras, LEARNT: losses[str(name_of(row))]}) for row in rows]
         self.buffer.extend(self.remembered(ctx, rows))
+        if self._selector is not None and self.offer == "step":
+            self._selection.keep_to(self.buffer)
 
     def remembered(self, ctx: Context, rows: Sequence[Example]) -> Iterable[Example]:
         """The rows as they are kept."""

@@ -6,16 +6,16 @@ from typing import ClassVar
 
 from perdure.memory import Buffer
 from perdure.strategies.quota import Unit
-from perdure.strategies.rehearsal import Memory, Ratio, Rehearsal
+from perdure.strategies.rehearsal import Memory, Offer, Ratio, Rehearsal
 from perdure.types import Context, Example
 
 
 class Replay(Rehearsal):
-    """Add `ratio` kept rows for each new row; the memory takes in a task's rows when the task ends.
+    """Add `ratio` kept rows for each new row; the memory takes in a task's rows at its end, or a step's after it.
 
     The loss is the mean over all targets of the step, new and replayed alike. The ratio is exact over every stretch
     of steps: in examples, ⌊ratio·n⌋ rows were replayed after n new ones; in tokens, at most one row more than
-    ratio times the new targets.
+    ratio times the new targets. New rows count from the first step of a task that finds rows in the memory.
 
     Args:
         buffer: what keeps the rows; None makes one of `memory` and `capacity` from the run's seed.
@@ -26,6 +26,8 @@ class Replay(Rehearsal):
         select: the policy that chooses rows, see `perdure.memory.POLICIES`; None lets the memory's own rule do.
         field: the column that says how difficult a row is.
         resample: the share of the kept rows that `select` chooses anew for each pass; None: rows are chosen once.
+        offer: when new rows are offered to the memory: all of a "task" when it ends, or those of a "step" after its
+            update, for a stream without tasks.
 
     Source: Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning" (arXiv:1902.10486).
     """
@@ -46,8 +48,9 @@ class Replay(Rehearsal):
         select: str | None = None,
         field: str = "level",
         resample: float | None = None,
+        offer: Offer = "task",
     ) -> None:
-        super().__init__(buffer, ratio, capacity, memory, unit, select, field, resample)
+        super().__init__(buffer, ratio, capacity, memory, unit, select, field, resample, offer)
 
     def mix(self, ctx: Context, examples: list[Example]) -> list[Example]:
         """The new rows, followed by what is replayed with them."""

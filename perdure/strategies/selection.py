@@ -156,6 +156,13 @@ class Selection:
         """The rows for a step that draws at random; after as many draws as there are rows they are chosen anew."""
         return self.at(self._number + (self._given[draw] >= len(self._names)), held, choose)
 
+    def keep_to(self, held: Buffer) -> None:
+        """Leave what has had to leave the memory since it was chosen."""
+        names = {str(name_of(row)) for row in held}
+        if not names.issuperset(self._names):
+            self._names = [name for name in self._names if name in names]
+            self._rows = None
+
     def count(self, draw: int, num_rows: int) -> None:
         """Take note that so many rows were drawn."""
         self._given = [given + num_rows * (i == draw) for i, given in enumerate(self._given)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
-from perdure.errors import ConfigError, StrategyError
+from perdure.errors import ConfigError, StrategyError, unknown_name
 from perdure.memory import Buffer, make_buffer
 
 MEMORY, FIELD = "reservoir", "level"
+OFFERS: tuple[Literal["task"], Literal["step"]] = ("task", "step")
 
 
 def number(strategy: str, name: str, value: Any, *, above: bool = False) -> float:
@@ -47,6 +48,7 @@ def check_rehearsal(
     select: str | None,
     field: str,
     resample: float | None,
+    offer: str,
 ) -> None:
     """Refuse settings of a strategy with a memory that cannot be, or would do nothing.
 
@@ -72,6 +74,18 @@ def check_rehearsal(
         raise StrategyError(f'{name}: unit must be "examples" or "tokens", got {unit!r}')
     if unit == "tokens" and ratio == "once" and resample is None:
         raise StrategyError(f'{name}: unit "tokens" has nothing to count with ratio "once"; leave it out')
+    if offer not in OFFERS:
+        raise StrategyError(f"{name}: {unknown_name('offer', offer, OFFERS)}")
+    if offer == "step" and ratio == "once":
+        raise StrategyError(
+            f'{name}: ratio "once" goes through a memory that stays the same for a task, and with offer "step" it '
+            "changes at every step; give ratio a number"
+        )
+    if offer == "step" and select is not None and resample is None:
+        raise StrategyError(
+            f'{name}: select without resample puts a whole task in order when it ends, and with offer "step" rows '
+            "come one by one; give resample, the share of the kept rows that is chosen anew for each pass"
+        )
     if select is None and (resample is not None or field != FIELD):
         raise StrategyError(f"{name}: {'field' if resample is None else 'resample'} does nothing without select")
     if select is not None and resample is None and (buffer is not None or memory != MEMORY):

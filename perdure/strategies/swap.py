@@ -1,13 +1,14 @@
-"""The same model with other values in it, for a forward pass."""
+"""The same model with other values in it, for a forward pass or for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from perdure.models.modes import looking
 from perdure.types import Batch, Context, Output
 
 
@@ -29,12 +30,23 @@ def forward_with(ctx: Context, values: Mapping[str, Tensor], batch: Batch) -> Ou
     It is taken at the run's precision. What is not named stays. The model itself is not changed, and no random
     number is drawn.
     """
-    modes = {module: module.training for module in ctx.model.modules()}
-    ctx.model.eval()
+    with looking(ctx.model), ctx.autocast():
+        named = {f"model.{name}": value for name, value in values.items()}
+        return Output(functional_call(_Bound(ctx.model, ctx), named, (batch,)))
+
+
+@contextmanager
+def placed(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """While it lasts, the parameters of these names hold these values; no number is copied.
+
+    For looking only: what autograd has kept of a parameter would be the other value.
+    """
+    own = {name: model.get_parameter(name) for name in values}
+    kept = {name: parameter.data for name, parameter in own.items()}
     try:
-        with torch.no_grad(), ctx.autocast():
-            named = {f"model.{name}": value for name, value in values.items()}
-            return Output(functional_call(_Bound(ctx.model, ctx), named, (batch,)))
+        for name, parameter in own.items():
+            parameter.data = values[name].detach()
+        yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for name, parameter in own.items():
+            parameter.data = kept[name]

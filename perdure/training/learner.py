@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from perdure.order import priority
 from perdure.strategies.base import STEP, Strategy
 from perdure.training.fitting import ran_out
 from perdure.training.optim import build_optimizer, learning_rate, load_named_state, named_state
+from perdure.training.scaling import Scaling
 from perdure.types import TASK, Batch, Context, Example, Output, Phase, Task
 
 
@@ -48,6 +49,8 @@ class StepResult:
         gradient_norm: before clipping.
         examples: the step's rows, replayed ones included.
         skipped: why the update was left out, where it was (`skip_bad_batches`).
+        overflow: whether the update was left out since gradients overflowed in fp16; the scale of the loss has been
+            halved. A few such steps are part of fp16, so that nothing is said of them.
         logged: other values that the strategy recorded.
     """
 
@@ -61,6 +64,7 @@ class StepResult:
     gradient_norm: float
     examples: Sequence[Example] = ()
     skipped: str | None = None
+    overflow: bool = False
     logged: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -97,6 +101,7 @@ class Learner:
             self.checkpoint_gradients()
         if settings.compile:
             model.compile()
+        self.scaling = Scaling(self.device) if settings.precision == "fp16" else None
         self.rng = torch.Generator().manual_seed(priority(seed, "strategy", key=strategy.name) >> 1)
         self.optimizer: torch.optim.Optimizer | None = None
         self.names: list[str] = []
@@ -123,22 +128,25 @@ class Learner:
         self.strategy.prepare(self.ctx)
         persistent = self.model.state_dict()
         self._buffers = [buffer for name, buffer in self.model.named_buffers() if name in persistent]
-        parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        if not parameters:
+        if not any(p.requires_grad for p in self.model.parameters()):
             raise ConfigError(f"task {task.name!r}: no parameter of the model is trainable (requires_grad)")
         carried: dict[str, dict[str, Any]] = {}
         if self.optimizer is not None and self.settings.optimizer.at_boundary == "continue" and not resuming:
             carried = named_state(self.optimizer, self.names)
+        self._build_optimizer(carried)
+        if self.settings.schedule.at_boundary == "reset":
+            self.schedule_step = 0
+        self.total_steps = total_steps
+        learning_rate(self.settings.optimizer, self.settings.schedule, 0, total_steps)
+
+    def _build_optimizer(self, carried: dict[str, dict[str, Any]]) -> None:
+        parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self.names = [name for name, _ in parameters]
         self.trained.update(self.names)
         self.optimizer = build_optimizer([p for _, p in parameters], self.settings.optimizer)
         self.optimizer.zero_grad()
         if carried:
             load_named_state(self.optimizer, self.names, carried)
-        if self.settings.schedule.at_boundary == "reset":
-            self.schedule_step = 0
-        self.total_steps = total_steps
-        learning_rate(self.settings.optimizer, self.settings.schedule, 0, total_steps)
 
     def phases(self, task: Task, epochs: int) -> list[Phase]:
         """The phases of a task under this strategy."""
@@ -148,29 +156,36 @@ class Learner:
         """One optimizer step on these rows and whatever the strategy adds.
 
         The loss is the sum over groups of weight times mean over all of the group's targets in the step, so that
-        cutting the step into micro-batches changes nothing.
+        cutting the step into micro-batches changes nothing. In fp16 gradients that overflow leave the update out,
+        as `skip_bad_batches` does, as long as the scale of the loss can be lowered.
 
         Raises:
             NonFiniteError: loss or gradient is nan or infinite; everything is as before the step. With
                 `skip_bad_batches` weights and buffers are, the step counts, and the result says what was skipped.
+            ModelError: the model does what the device cannot do in fp16.
         """
         ctx, optimizer = self._ready()
         strategy, settings = self.strategy, self.settings
         self._logged = {}
         before = self._bookmark()
         try:
-            rows, batches, outputs, value = self._gradients(ctx, examples)
-        except Exception:
+            rows, batches, outputs, value, overflow = self._gradients(ctx, examples)
+        except Exception as error:
             # A strategy's own error, or a device out of memory: the next step must find nothing of this one.
             optimizer.zero_grad()
             self._turn_back(before, True)
+            if self.scaling is not None and "not implemented for 'Half'" in str(error):
+                raise ModelError(f"precision fp16: {error} on {self.device.type}; use bf16 or fp32") from error
             raise
         targets = sum(sum(batch.counts) for batch in batches)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         result = value + self._logged.pop("penalty", 0.0)
         skipped = None
-        if not (math.isfinite(result) and math.isfinite(float(norm))):
+        if overflow:
+            optimizer.zero_grad()
+            self._turn_back(before, False)
+        elif not (math.isfinite(result) and math.isfinite(float(norm))):
             optimizer.zero_grad()
             self._turn_back(before, not settings.skip_bad_batches)
             what = _diagnose(self.steps + 1, ctx.task.name, rows, result, float(norm))
@@ -184,12 +199,13 @@ class Learner:
         for settings_of_group in optimizer.param_groups:
             settings_of_group["lr"] = lr
         self.whole = False
-        if skipped is None:
+        taken = skipped is None and not overflow
+        if taken:
             optimizer.step()
             optimizer.zero_grad()
         self.schedule_step += 1
         self.steps += 1
-        if skipped is None:
+        if taken:
             strategy.after_step(ctx, batches, outputs)
         self.whole = True
         replayed = [
@@ -206,13 +222,17 @@ class Learner:
             gradient_norm=float(norm),
             examples=rows,
             skipped=skipped,
+            overflow=overflow,
             logged=self._logged,
         )
 
     def _gradients(
         self, ctx: Context, examples: Sequence[Example]
-    ) -> tuple[list[Example], list[Batch], list[Output], float]:
-        """The step's rows, cut into batches, with the outputs and the loss; its gradient is left in `.grad`."""
+    ) -> tuple[list[Example], list[Batch], list[Output], float, bool]:
+        """The step's rows, cut into batches, with the outputs and the loss; its gradient is left in `.grad`.
+
+        Last comes whether it overflowed, and the scale of the loss was lowered.
+        """
         strategy, model = self.strategy, self.model
         model.train()
         rows = strategy.mix(ctx, list(examples))
@@ -245,17 +265,30 @@ class Learner:
             elif isinstance(extra, Tensor) or extra:
                 loss = loss + extra
             if isinstance(loss, Tensor):
-                self.accelerator.backward(loss)
+                self._backward(loss)
                 value = value + loss.detach()
+        if not self._unscale(aside) and math.isfinite(float(value)) and self._lower():
+            return rows, batches, outputs, float(value), True
         strategy.observe(ctx, batches)
         for parameter, gradient in aside.items():
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         strategy.gradient(ctx, batches)
-        return rows, batches, outputs, float(value)
+        return rows, batches, outputs, float(value), False
+
+    def _backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss if self.scaling is None else self.scaling.scaled(loss))
+
+    def _unscale(self, aside: Mapping[Tensor, Tensor]) -> bool:
+        """Whether the gradients are finite, where their loss was scaled; they are then as if it had not been."""
+        return self.scaling is None or self.scaling.unscale(self._ready()[1], aside)
+
+    def _lower(self) -> bool:
+        return self.scaling is not None and self.scaling.lower()
 
     def _backward_aside(self, extra: Tensor, aside: dict[Tensor, Tensor]) -> None:
         """Add a penalty's gradients to those that wait until the loss's own were looked at."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        extra = extra if self.scaling is None else self.scaling.scaled(extra)
         for parameter, gradient in zip(
             trained, torch.autograd.grad(extra, trained, retain_graph=True, allow_unused=True), strict=True
         ):
@@ -270,6 +303,7 @@ class Learner:
             "torch": torch.get_rng_state(),
             "cuda": _cuda_state(),
             "buffers": [buffer.clone() for buffer in self._buffers],
+            "scaling": None if self.scaling is None else self.scaling.state_dict(),
         }
 
     def _turn_back(self, before: Mapping[str, Any], draws: bool) -> None:
@@ -280,6 +314,8 @@ class Learner:
             self.strategy.turn_back(before["strategy"])
             self.rng.set_state(before["rng"])
             torch.set_rng_state(before["torch"])
+            if self.scaling is not None:
+                self.scaling.load_state_dict(before["scaling"])
             if before["cuda"]:
                 torch.cuda.set_rng_state_all(before["cuda"]["cuda"])
 
@@ -314,9 +350,15 @@ class Learner:
         """Tell the strategy that a phase is over."""
         self.strategy.after_phase(self._ready()[0], phase)
 
-    def end_task(self) -> None:
-        """Tell the strategy that the task is over."""
+    def end_task(self, rows: Sequence[Example] | None = None) -> None:
+        """Tell the strategy that the task is over.
+
+        Args:
+            rows: those that were trained on, where the task had more to draw from; None: all of the task's.
+        """
         ctx, optimizer = self._ready()
+        if rows is not None:
+            ctx = ctx.but(task=replace(ctx.task, train=rows))
         self.strategy.after_task(ctx)
         optimizer.zero_grad()
 
@@ -371,7 +413,8 @@ class Learner:
         # Not Accelerate's: all of its accelerators share one state, so a later learner's precision would hold here.
         if self.settings.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        dtype = torch.float16 if self.settings.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype)
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Examples to a batch on the model's device."""
@@ -394,10 +437,14 @@ class Learner:
             "schedule_step": self.schedule_step,
             "strategy": self.strategy.state_dict(),
             "rng": {"strategy": self.rng.get_state(), "torch": torch.get_rng_state(), **_cuda_state()},
+            **({} if self.scaling is None else {"scaling": self.scaling.state_dict()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become what was saved; `begin_task` has been called for every task so far."""
+        self.strategy.regrow(self.model, state["strategy"])
+        if self.names != [name for name, p in self.model.named_parameters() if p.requires_grad]:
+            self._build_optimizer({})
         own: dict[str, Tensor] = dict(self.model.named_parameters())
         own.update(self.model.named_buffers())
         strange = sorted(set(state["model"]) - set(own))
@@ -416,6 +463,8 @@ class Learner:
             load_named_state(self.optimizer, self.names, state["optimizer"])
         self.steps, self.schedule_step = state["steps"], state["schedule_step"]
         self.strategy.load_state_dict(state["strategy"])
+        if self.scaling is not None and "scaling" in state:
+            self.scaling.load_state_dict(state["scaling"])
         self.rng.set_state(state["rng"]["strategy"])
         torch.set_rng_state(state["rng"]["torch"])
         if "cuda" in state["rng"] and torch.cuda.is_available():
@@ -444,14 +493,14 @@ class Learner:
             objective=self.objective,
             forward=self.strategy.forward,
             collate=self.collate,
-            loss_of=self._loss_of,
+            loss_of=self.loss_of,
             rng=self.rng,
             seed=self.seed,
             log=self._log,
             autocast=self.autocast,
         )
 
-    def _loss_of(
+    def loss_of(
         self,
         examples: Sequence[Example],
         params: Mapping[str, Tensor] | None = None,
@@ -461,8 +510,11 @@ class Learner:
         """The task loss alone; see `Context.loss_of`."""
         batch = self.collate(examples)
 
+        # Nothing scales this loss: in fp16 its gradients would fall below the smallest number there is.
+        context = self.autocast if self.scaling is None else nullcontext
+
         def compute() -> Tensor:
-            with self.autocast():
+            with context():
                 output = self.strategy.forward(self.model, batch)
                 if reduction == "none":
                     return losses(output, batch, self.objective)
@@ -507,7 +559,8 @@ def _accelerator(settings: TrainingSettings) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    precision = "no" if settings.precision == "fp32" else settings.precision
+    # In fp16 it would scale losses by itself, and on a CPU it refuses; the learner does its own.
+    precision = "bf16" if settings.precision == "bf16" else "no"
     shared = AcceleratorState._shared_state
     if shared and shared.get("_mixed_precision") != precision:
         # Accelerate keeps the precision for the whole process and refuses another; runs here follow one another.

@@ -462,7 +462,7 @@ class Run:
 
     def _see(self, result: StepResult) -> None:
         """Remember for each row, by task and key: times trained on and replayed, first step and last step."""
-        if result.skipped:
+        if result.skipped or result.overflow:
             return
         for example in result.examples:
             name = f"{example.task}\0{example.key}"

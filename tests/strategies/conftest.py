@@ -30,6 +30,7 @@ from perdure.strategies import (
     FreezeBottom,
     LwF,
     MagMax,
+    MultiLoRA,
     Naive,
     OLoRA,
     PackNet,
@@ -54,6 +55,11 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "replay-ring": lambda: Replay(capacity=5, memory="ring"),
     "replay-once": lambda: Replay(capacity=6, ratio="once", select="loss_descending"),
     "replay-surprise": lambda: Replay(capacity=8, ratio=0.6, select="surprise", resample=0.5),
+    "replay-step": lambda: Replay(capacity=6, ratio=0.6, offer="step"),
+    "replay-step-ring": lambda: Replay(
+        capacity=6, ratio=0.6, memory="ring", select="surprise", resample=0.5, offer="step"
+    ),
+    "derpp-step": lambda: DERpp(alpha=0.3, beta=0.7, capacity=6, ratio=0.6, top_k=5, offer="step"),
     "derpp": lambda: DERpp(alpha=0.3, beta=0.7, capacity=6, ratio=0.6, top_k=5),
     "derpp-select": lambda: DERpp(alpha=0.3, beta=0.7, capacity=6, ratio=0.6, top_k=5, select="boundary"),
     "ewc-weight": lambda: EWC(strength=5.0, space="weight"),
@@ -69,6 +75,8 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "prompt-pool-deep": lambda: PromptPool(
         size=5, length=2, top=3, deep=True, diversity="frequency", keys="uniform"
     ),
+    "multi-lora": MultiLoRA,
+    "multi-lora-surest": lambda: MultiLoRA(infer="surest"),
     "olora": lambda: OLoRA(strength=0.1),
     "olora+replay": lambda: Chain([OLoRA(strength=0.1), Replay(capacity=6)]),
     "olora+ewc-weight": lambda: Chain([OLoRA(strength=0.1), EWC(strength=5.0, space="weight")]),
@@ -90,6 +98,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "freeze-bottom+lwf+ewc": lambda: Chain([FreezeBottom(), LwF(), EWC(strength=5.0)]),
     "ewc+ema": lambda: Chain([EWC(strength=5.0), EMA(decay=0.4)]),
     "replay+magmax": lambda: Chain([Replay(capacity=6), MagMax()]),
+    "multi-lora+replay": lambda: Chain([MultiLoRA(), Replay(capacity=6, offer="step")]),
     "prompt-pool+replay": lambda: Chain([PromptPool(size=6, length=2), Replay(capacity=6)]),
 }
 # Worlds that a strategy refuses at construction, and what it says.
@@ -107,6 +116,11 @@ REFUSED = {
         (name, world): "use --tuning full"
         for name in ("osf", "osf-first", "osf+replay")
         for world in ("llama-lora", "llama-soft")
+    },
+    **{
+        (name, world): "the model has no adapter"
+        for name in ("multi-lora", "multi-lora-surest", "multi-lora+replay")
+        for world in ("mlp", "regression", "llama")
     },
     ("pnn", "llama"): "a column of a language model is an adapter",
     **{
@@ -128,6 +142,10 @@ REFUSED = {
 # Strategies that are not plain training on the first task (law 1), and why.
 EXEMPT: dict[str, str] = {
     "osf-first": "preserves directions of the weights that it was given",
+    **dict.fromkeys(
+        ("replay-step", "replay-step-ring", "derpp-step", "multi-lora+replay"),
+        "replays rows of the first task within it",
+    ),
     **dict.fromkeys(
         ("packnet", "packnet-gradient", "packnet-start", "packnet+ewc"), "prunes and retrains in the first task too"
     ),
