@@ -14,7 +14,7 @@ from perdure.order import fingerprint
 from perdure.storage import there
 from perdure.streams import arena
 from perdure.streams.answers import PLAIN, RULES
-from perdure.streams.arena import KINDS
+from perdure.streams.arena import ALL_KINDS, FORMS, KINDS, LEVELS
 from perdure.streams.encode import Encoder
 from perdure.streams.hotpot import HELPERS, PREPARATIONS, prepare, select
 from perdure.streams.sources import is_hub_name, read_rows
@@ -116,16 +116,29 @@ class ArenaSpec(_Settings):
     kinds: tuple[str, ...] = Field(KINDS, min_length=1, description="a task each, in this order")
     train_rows: int = Field(300, ge=1, description="training rows of each task")
     evaluation_rows: int = Field(100, ge=0, description="held-out rows of each task")
+    levels: tuple[int, ...] = Field(LEVELS, min_length=1, description="levels of difficulty, 1 to 5, mixed evenly")
+    forms: int = Field(FORMS, description="how many wordings the prompts of a kind have, 1 to 12")
 
     @field_validator("kinds")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for kind in value:
-            if kind not in KINDS:
-                raise ValueError(unknown_name("arena kind", kind, KINDS))
+            if kind not in ALL_KINDS:
+                raise ValueError(unknown_name("arena kind", kind, ALL_KINDS))
         if len(set(value)) < len(value):
             raise ValueError(f"kinds must differ, got {list(value)}")
         return value
+
+    @field_validator("levels")
+    @classmethod
+    def _known_levels(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        arena.check_levels(value)
+        return value
+
+    @field_validator("forms")
+    @classmethod
+    def _known_forms(cls, value: int) -> int:
+        return arena.count_forms(value)
 
 
 class StreamSpec(_Settings):
@@ -376,7 +389,11 @@ def _arena(spec: ArenaSpec, seed: int, encoder: Encoder, erased: Set[str]) -> li
     drafts = []
     caps = (spec.train_rows, spec.evaluation_rows)
     for kind in spec.kinds:
-        train, evaluation = map(examples, arena.split(kind, *caps, seed))
+        try:
+            parts = arena.split(kind, *caps, seed, levels=spec.levels, forms=spec.forms)
+        except ValueError as error:
+            raise DataError(f"stream.arena: {error}, or name more under stream.arena.levels") from error
+        train, evaluation = map(examples, parts)
         facts: dict[str, Any] = {
             "sources": {},
             "train": {"rows": len(train), "duplicates": 0},
