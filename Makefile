@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench torture study-strategies study-mixing api nano clean
+.PHONY: setup demo test check bench torture study-strategies study-mixing study-arena api nano clean
 
 setup: $(READY)
 
@@ -47,6 +47,11 @@ api: setup
 # About half an hour a seed and unit; the data and the model stand beside the repository.
 study-mixing: setup
 	$(BIN)/python -m benchmarks.mixing
+
+# About an hour: the arena's tables on nano.
+study-arena: setup
+	$(BIN)/python -m benchmarks.arena
+	$(BIN)/python -m benchmarks.arena --speed
 
 nano: setup
 	$(BIN)/python -m perdure.recipes.nano --out perdure/models/nano

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from perdure.training.learner import StepResult
+
+FIELDS = ("loss", "speed")
+
+
+def progress(console: Any, fields: Sequence[str]) -> Any:
+    """A rich progress display: what is done, a bar, how many of how many, texts of the newest step, time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in fields),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+    )
 
 
 class Display:
@@ -13,8 +33,11 @@ class Display:
     def say(self, text: str) -> None:
         """One line of text."""
 
-    def start(self, total: int, done: int, name: str) -> None:
-        """Training begins: `done` of `total` steps are behind it."""
+    def start(self, total: int, done: int, name: str, fields: Sequence[str] = FIELDS) -> None:
+        """Training begins: `done` of `total` steps are behind it; the bar shows these values of the newest step."""
+
+    def advance(self, what: str, **values: str) -> None:
+        """One step was taken, at this task, with these values."""
 
     def step(self, task: str, result: StepResult, tokens_per_second: float) -> None:
         """One step was taken."""
@@ -41,38 +64,23 @@ class Terminal(Display):
         """One line of text, above the bar."""
         self.console.print(text, markup=False)
 
-    def start(self, total: int, done: int, name: str) -> None:
+    def start(self, total: int, done: int, name: str, fields: Sequence[str] = FIELDS) -> None:
         """Show the bar."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self.stop()
         self._name = name
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}", markup=False),
-            TextColumn("{task.fields[speed]} tokens/s", markup=False),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            refresh_per_second=4,
-        )
-        self._bar = self._progress.add_task(name, total=total, completed=done, loss="-", speed="-")
+        self._progress = progress(self.console, fields)
+        self._bar = self._progress.add_task(name, total=total, completed=done, **dict.fromkeys(fields, ""))
         if self.console.is_terminal:
             self._progress.start()
 
     def step(self, task: str, result: StepResult, tokens_per_second: float) -> None:
         """Move the bar."""
+        self.advance(task, loss=f"loss {result.loss:.3f}", speed=f"{tokens_per_second:,.0f} tokens/s")
+
+    def advance(self, what: str, **values: str) -> None:
+        """Move the bar."""
         if self._progress is not None and self.console.is_terminal:
-            self._progress.update(
-                self._bar,
-                advance=1,
-                description=f"{self._name}: {task}",
-                loss=f"{result.loss:.3f}",
-                speed=f"{tokens_per_second:,.0f}",
-            )
+            self._progress.update(self._bar, advance=1, description=f"{self._name}: {what}", **values)
 
     def doing(self, what: str) -> None:
         """Say on the bar what is going on."""

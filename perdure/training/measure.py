@@ -79,6 +79,10 @@ class Measure:
 
     def answers(self, prompts: Sequence[Example], max_new_tokens: int) -> list[str]:
         """The model's greedy answers as text; a strategy that is told tasks is told those of the prompts."""
+        return [self.text(tokens) for tokens in self.tokens(prompts, max_new_tokens)]
+
+    def tokens(self, prompts: Sequence[Example], max_new_tokens: int) -> list[list[int]]:
+        """The model's greedy answers as token ids, without the end token."""
         learner, strategy = self.learner, self.learner.strategy
         size, autocast, limit = learner.settings.evaluation_batch_size, learner.autocast, self.encoder.max_length
         found: dict[int, list[int]] = {}
@@ -95,14 +99,15 @@ class Measure:
                 with serving:
                     tokens = generate(learner.model, [ids_of(prompt) for prompt in chosen], *ends)
             found |= dict(zip(places, tokens, strict=True))
-        return [self._text(found[i]) for i in range(len(prompts))]
+        return [found[i] for i in range(len(prompts))]
 
     def prompt(self, row: Example) -> Example | None:
         """The row up to its answer; None where nothing stands before it."""
         ids = self.encoder.prompt_ids(row)
         return row.but(x=ids, y=torch.full_like(ids, IGNORE)) if len(ids) else None
 
-    def _text(self, tokens: list[int]) -> str:
+    def text(self, tokens: Sequence[int]) -> str:
+        """What the tokens stand for, without special ones."""
         # Some tokenizers tidy the spaces before punctuation away, which references keep.
         return str(
             self.encoder.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

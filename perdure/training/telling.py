@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from perdure.models.adapters import count_parameters
 from perdure.storage import folder as replaced
+from perdure.strategies.base import Strategy
 from perdure.training.folder import RunFolder
 from perdure.training.plan import Plan, notes_on_strategy
 from perdure.training.settings import RunSettings
@@ -40,17 +42,20 @@ def announcement(plan: Plan) -> Iterator[str]:
 
 def export(plan: Plan, folder: RunFolder) -> None:
     """The trained model in the layout that Transformers and PEFT load."""
-    whole = plan.settings.tuning == "full"
-    with replaced(folder.model if whole else folder.adapter) as aside:
-        plan.strategy.export(plan.model, aside)
-        plan.language.tokenizer.save_pretrained(aside)
-        if not whole:
-            # PEFT writes sets in an order that changes from process to process.
-            config = aside / "adapter_config.json"
-            values = json.loads(config.read_text(encoding="utf-8"))
-            if isinstance(values.get("target_modules"), list):
-                values["target_modules"] = sorted(values["target_modules"])
-            config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with replaced(folder.model if plan.settings.tuning == "full" else folder.adapter) as aside:
+        write_model(plan.strategy, plan.model, plan.language.tokenizer, aside)
+
+
+def write_model(strategy: Strategy, model: Any, tokenizer: Any, path: Path) -> None:
+    """Write a model or its adapters, and the tokenizer, into a folder that is there."""
+    strategy.export(model, path)
+    tokenizer.save_pretrained(path)
+    for config in path.rglob("adapter_config.json"):
+        # PEFT writes sets in an order that changes from process to process.
+        values = json.loads(config.read_text(encoding="utf-8"))
+        if isinstance(values.get("target_modules"), list):
+            values["target_modules"] = sorted(values["target_modules"])
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def facts_of(folder: RunFolder, settings: RunSettings, recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from perdure.errors import PerdureError, RunFailure
-from perdure.training.display import Display
+from perdure.training.display import FIELDS, Display, progress
 from perdure.training.interrupt import Interrupted, stop_on_signals
 from perdure.training.learner import StepResult
 
@@ -66,7 +66,7 @@ class Remote(Display):
         """One line of text."""
         self.send("say", text)
 
-    def start(self, total: int, done: int, name: str) -> None:
+    def start(self, total: int, done: int, name: str, fields: Sequence[str] = FIELDS) -> None:
         """Training begins."""
         self.done, self.total = done, total
         self.send("progress", (done, total, ""))
@@ -204,19 +204,7 @@ class _Bars:
 
     def __enter__(self) -> _Bars:
         if self.console is not None and self.console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[doing]}", markup=False),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-                refresh_per_second=4,
-            )
+            self.progress = progress(self.console, ("doing",))
             self.progress.start()
         return self
 

@@ -1,0 +1,1 @@
+"""The reasoning arena: online learning, its problems, and comparisons."""
