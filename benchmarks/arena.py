@@ -35,7 +35,8 @@ RUNS |= {
     "cipher-lora": (3, [*NEW, "--lr", "1e-3"]),
     "cipher-full": (3, [*NEW, "--method", "full", "--lr", "3e-4", "--window", "4"]),
 }
-DRIFT = ["--drift", "blocks", "--episodes", "400", "--eval-every", "40", "--set", "answers=framed", "--window", "4"]
+DRIFT = ["--drift", "blocks", "--episodes", "400", "--eval-every", "40", "--window", "4", "--lr", "1e-3"]
+DRIFT += ["--set", "answers=framed"]  # one kind's form of answer is lost to the next one's
 RUNS |= {
     "drift": (3, DRIFT),
     "drift-replay": (3, [*DRIFT, "--replay", "reservoir"]),

@@ -12,7 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from inspect import CO_GENERATOR
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +23,7 @@ import yaml
 from rich.console import Console
 from rich.progress import track
 
+from perdure.cli import app
 from perdure.config import read_yaml, validate
 from perdure.tracking import read_events
 from perdure.training.folder import FINAL, RunFolder
@@ -29,12 +32,14 @@ from perdure.training.run import Run
 from perdure.training.settings import RunSettings
 
 STRATEGIES = (
-    "naive", "replay", "derpp", "ewc", "si", "mas", "lwf", "gem", "agem", "freeze-bottom", "packnet", "pnn",
+    "arena", "naive", "replay", "derpp", "ewc", "si", "mas", "lwf", "gem", "agem", "freeze-bottom", "packnet",
+    "pnn",
     "olora", "osf", "slao", "magmax", "ties", "ema", "prompt-pool", "replay+ewc", "lwf+agem", "si+ema",
 )  # fmt: skip
 TUNINGS = ("full", "lora", "soft-prompt")
 # What a strategy refuses.
-ONLY = {"olora": ("lora",), "slao": ("lora",), "osf": ("full",), "prompt-pool": ("full",),
+ONLY = {"arena": ("lora", "multi-lora", "reptile"), "olora": ("lora",), "slao": ("lora",), "osf": ("full",),
+        "prompt-pool": ("full",),
         "pnn": ("lora", "soft-prompt"), "packnet": ("full", "lora"), "freeze-bottom": ("full", "lora")}  # fmt: skip
 ROWS = [(strategy, tuning) for strategy in STRATEGIES for tuning in ONLY.get(strategy, TUNINGS)]
 RECIPE: dict[str, Any] = {
@@ -65,6 +70,12 @@ RECIPE: dict[str, Any] = {
     "evaluation": {"generate_rows": 6},
     "checkpoint_every": 2,
 }
+# Online learning: its tunings are its methods.
+ARENA = [
+    "arena", "--kinds", "math,grid", "--episodes", "12", "--eval-tasks", "12", "--eval-every", "4", "--seed", "3",
+    "--set", "pool=20", "--set", "probe=false", "--set", "online.checkpoint_every=2", "--set", "lora.dropout=0.1",
+]  # fmt: skip
+ARENA_ONLY = {"lora": ["--replay", "reservoir", "--memory", "6", "--window", "2", "--learn-on", "errors"]}
 TIMES = ("tokens_per_second", "seconds")  # differ from run to run
 PACKAGE = str(Path(sys.modules["perdure"].__file__ or "").parent)
 
@@ -75,7 +86,7 @@ class Killed(BaseException):
 
 def digest(path: Path) -> str:
     """SHA-256 over all that a run ends with: final state, exported model or adapter, scores, keys, and its log."""
-    places = (path / "checkpoints" / FINAL, path / "model", path / "adapter")
+    places = (path / "checkpoints" / FINAL, path / "model", path / "adapter", *path.glob("checkpoint_ep*"))
     files = [file for place in places for file in place.rglob("*") if file.is_file()]
     found = hashlib.sha256()
     for file in sorted([*files, *path.glob("scores*.csv"), *path.glob("keys/*.jsonl")]):
@@ -87,7 +98,10 @@ def digest(path: Path) -> str:
 
 
 def write_recipe(path: Path, strategy: str, tuning: str, **changes: Any) -> Path:
-    """A recipe's file for one row of the table."""
+    """A recipe's file for one row of the table; of an arena run, a file with its command line."""
+    if strategy == "arena":
+        path.write_text(yaml.safe_dump([*ARENA, "--method", tuning, *ARENA_ONLY.get(tuning, [])]))
+        return path
     settings = {**RECIPE["continual_strategy"]}
     if (strategy, tuning) == ("ewc", "lora"):
         settings["ewc"] = {**settings["ewc"], "space": "weight"}
@@ -98,18 +112,42 @@ def write_recipe(path: Path, strategy: str, tuning: str, **changes: Any) -> Path
 
 def run(recipe: Path, out: Path) -> None:
     """Run a recipe in this process, or go on with what is in the folder."""
+    if given := arguments(recipe):
+        with redirect_stdout(StringIO()):
+            app([*given, "--out", str(out), "--resume"], standalone_mode=False)
+        return
     folder = RunFolder(out)
     with folder.locked():
         Run(make_plan(validate(RunSettings, read_yaml(recipe), str(recipe))), folder).execute()
 
 
+def arguments(recipe: Path) -> list[str]:
+    """The command line of an arena run; none for other recipes."""
+    values = yaml.safe_load(recipe.read_text())
+    return values if isinstance(values, list) else []
+
+
+def command_of(recipe: Path, out: Path) -> list[str]:
+    """The command that runs the recipe, or goes on with it."""
+    asked = arguments(recipe) or ["run", str(recipe)]
+    return [sys.executable, "-m", "perdure.cli", *asked, "--out", str(out), "--resume"]
+
+
 @contextmanager
 def counting(limit: int | None) -> Iterator[list[int]]:
-    """Count calls of the package's functions; raise Killed at the one with number `limit`."""
+    """Count calls of the package's functions; raise Killed at the one with number `limit`.
+
+    Generators are left out: one that is being closed swallows what is raised in it.
+    """
     calls = [0]
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
-        if event in ("call", "return") and frame.f_code.co_filename.startswith(PACKAGE):
+        code = frame.f_code
+        if (
+            event in ("call", "return")
+            and code.co_filename.startswith(PACKAGE)
+            and not code.co_flags & CO_GENERATOR
+        ):
             calls[0] += 1
             if calls[0] == limit:
                 raise Killed
@@ -137,7 +175,7 @@ def raised(recipe: Path, out: Path, calls: int, draw: random.Random) -> str:
 def killed(recipe: Path, out: Path, seconds: float, draw: random.Random) -> str:
     """SIGKILL a process that runs the recipe after a random time, then go on by the command line."""
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "perdure.cli", "run", str(recipe), "--out", str(out), "--resume"]
+    command = command_of(recipe, out)
     wait = draw.uniform(0.3, 1.0) * seconds
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -157,7 +195,7 @@ def torture(
         recipe, out = write_recipe(base / f"{strategy}-{tuning}.yaml", strategy, tuning), base / "undisturbed"
         with counting(None) as calls:
             run(recipe, out)
-        command = [sys.executable, "-m", "perdure.cli", "run", str(recipe), "--out", str(base / "timed")]
+        command = command_of(recipe, base / "timed")
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         references[strategy, tuning] = (digest(out), calls[0], time.perf_counter() - start)

@@ -58,8 +58,9 @@ def learning_rate(settings: OptimizerSettings, schedule: ScheduleSettings, step:
 
 def named_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The optimizer's state by parameter name; `names` are in the order of its parameters."""
-    saved = optimizer.state_dict()["state"]
-    return {names[index]: dict(values) for index, values in saved.items()}
+    # Its own order is that in which parameters first had a gradient, which loading does not keep.
+    saved = sorted(optimizer.state_dict()["state"].items())
+    return {names[index]: dict(values) for index, values in saved}
 
 
 def load_named_state(

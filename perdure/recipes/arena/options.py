@@ -37,7 +37,7 @@ METHODS: dict[str, str] = {
 META = ("reptile", "maml")
 OTHERS = {"lora": 1e-4, "multi-lora": 1e-4, "soft-prompt": 1e-3, "full": 1e-5, "reptile": 1e-4, "maml": 1e-4}
 NANO = {"lora": 3e-4, "multi-lora": 1e-3, "soft-prompt": 0.1, "full": 1e-4, "reptile": 3e-4, "maml": 2e-3}
-# What is chosen where nothing is said, by a part of the model's name; the first that fits counts. Those of nano were
+# What is chosen where nothing is said, by a part of the model's name; the first that fits counts. nano's were
 # chosen on seeds 10 to 12, the others are those of the system that this replaces.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "nano": {"eval_tasks": 500, "lr": NANO, "window": {"soft-prompt": 8}, "init": "random"},
