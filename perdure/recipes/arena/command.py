@@ -202,7 +202,6 @@ def problems(settings: ArenaSettings) -> tuple[list[Item], list[Item]]:
     for number, kind in enumerate(settings.kinds):
         counts = [_share(total, number, len(settings.kinds)) for total in (settings.pool, settings.eval_tasks)]
         try:
-            # Held-out problems are drawn first: they are the same however large the pool is.
             held, train = split(
                 kind, counts[1], counts[0], settings.seed, levels=settings.levels, forms=settings.forms, apart=True
             )
