@@ -93,6 +93,8 @@ def test_pool_and_held_out_problems_are_apart() -> None:
     check_disjoint(pool, held_out, apart=True)
     assert (len(pool), len(held_out)) == (400, 50)
     assert {item.level for item in held_out} == {1, 2, 3, 4, 5}
+    _, others = problems(settings_of(Options(eval_tasks=50, levels="1-5"), ["pool=100"]))
+    assert [item.key for item in others] == [item.key for item in held_out], "whatever the pool"
 
 
 def test_a_finished_run_is_left_alone_and_another_needs_another_folder(

@@ -23,4 +23,6 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     share, square = right / count, Z * Z
     middle = (share + square / (2 * count)) / (1 + square / count)
     half = Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Rounding would leave 3e-18 in place of 0.
+    low = middle - half if right else 0.0
+    return max(0.0, low), min(1.0, middle + half) if right < count else 1.0

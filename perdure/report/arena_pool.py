@@ -14,7 +14,10 @@ from perdure.report.arena_run import ArenaRun, Estimate
 # Keys of config.yaml that say which run it is and what it found, and not how it learns.
 OWN = ("seed", "name", "out", "recorded")
 # What decides which held-out rows a run was scored on, beside the seed.
-EVALUATION = {"eval_tasks": "held-out rows", "tasks": "kinds", "levels": "levels", "forms": "wordings of each kind"}
+EVALUATION = {
+    "eval_tasks": "held-out rows", "tasks": "kinds", "levels": "levels", "forms": "wordings of each kind",
+    "answers": "form of answers",
+}  # fmt: skip
 # Settings whose value alone is understood.
 BARE = ("method", "model", "strategy")
 LONGEST = 60  # characters of a group's name

@@ -148,7 +148,8 @@ class Episodes:
             return [self.kinds[self.block_of(episode)]]
         if self.drift == "gradual":
             # Between the middles of two kinds' times their shares change linearly.
-            place = episode / max(self.episodes - 1, 1) * (len(self.kinds) - 1)
+            start = episode - episode % self._group
+            place = start / max(self.episodes - 1, 1) * (len(self.kinds) - 1)
             first = min(int(place), len(self.kinds) - 1)
             draw = uniform(self.seed, "drift", key=str(episode // self._group))
             return [self.kinds[min(first + (draw < place - first), len(self.kinds) - 1)]]

@@ -310,16 +310,23 @@ class Online:
                 remove(path)
 
     def _saved(self) -> list[Path]:
-        return sorted(self.folder.path.glob(f"{PREFIX}*"))
+        found = [path for path in self.folder.path.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
     def _newest(self) -> tuple[str, dict[str, Any] | None]:
+        unreadable = []
         for path in reversed(self._saved()):
             try:
-                return path.name, checkpoint.load(path / STATE)
+                state = checkpoint.load(path / STATE)
             except NewerFormatError:
                 raise
             except RunError as error:
                 self.display.say(f"warning: {error}; going back to the one before it")
+                unreadable.append(path)
+                continue
+            for torn in unreadable:
+                remove(torn)  # else it would count as newer than what is saved from here on
+            return path.name, state
         return "", None
 
     def _restore(self, state: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,8 +85,8 @@ class Window:
 class MetaLearner:
     """Learning to learn: an inner loop adapts to a few rows of one kind, an outer step moves where it starts from.
 
-    The inner loop is Adam without momentum and with a fresh state, as in Reptile's experiments. The rows of
-    one meta-step, `episodes` of them, must be of one kind.
+    The inner loop is Adam without momentum and with a fresh state, as in Reptile's experiments. A meta-step
+    takes `episodes` rows of one kind; those of others wait.
 
     Args:
         learner: with the model; its strategy's forward pass is used, and none of its other hooks.
@@ -96,7 +97,7 @@ class MetaLearner:
 
     def __init__(self, learner: Learner, shots: int, inner_steps: int, inner_lr: float) -> None:
         self._learner, self._shots, self._steps, self._lr = learner, shots, inner_steps, inner_lr
-        self._waiting: list[Example] = []
+        self._waiting: dict[str, list[Example]] = {}
 
     @property
     def episodes(self) -> int:
@@ -104,13 +105,22 @@ class MetaLearner:
         return self._shots
 
     def learn(self, row: Example) -> Update | None:
-        """Wait until there are rows enough, then take a meta-step."""
-        self._waiting.append(row)
-        if len(self._waiting) < self.episodes:
+        """Wait until there are rows enough of its kind, then take a meta-step.
+
+        Raises:
+            NonFiniteError: the loss or gradient was; the weights are as before.
+        """
+        waiting = self._waiting.setdefault(row.task, [])
+        waiting.append(row)
+        if len(waiting) < self.episodes:
             return None
-        rows, self._waiting = self._waiting, []
+        rows = self._waiting.pop(row.task)
         start = self._copy()
-        loss = self._meta_step(rows, start)
+        try:
+            loss = self._meta_step(rows, start)
+        except NonFiniteError:
+            self._put(start)
+            raise
         self._learner.steps += 1
         return Update(loss, self._outer_lr(), 1)
 
@@ -151,11 +161,14 @@ class MetaLearner:
             parameter.grad = None
         loss = learner.loss_of(list(rows), train=True)
         loss.backward()
-        if learner.settings.clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, learner.settings.clip)
+        clip = math.inf if learner.settings.clip is None else learner.settings.clip
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
         value = float(loss.detach())
-        if value - value != 0:
-            raise NonFiniteError(f"the loss is {value} in a meta-learner's step on {rows[0].key!r}. {CURE}")
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise NonFiniteError(
+                f"the loss is {value}, its gradient's norm {norm}, in a meta-learner's step on {rows[0].key!r}. "
+                f"{CURE}"
+            )
         return value
 
     def _parameters(self) -> dict[str, Tensor]:
@@ -172,11 +185,11 @@ class MetaLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """The keys of the rows that wait."""
-        return {"waiting": [row.key for row in self._waiting]}
+        return {"waiting": {kind: [row.key for row in rows] for kind, rows in self._waiting.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any], rows: Mapping[str, Example]) -> None:
         """Let those rows wait again."""
-        self._waiting = [rows[key] for key in state["waiting"]]
+        self._waiting = {kind: [rows[key] for key in keys] for kind, keys in state["waiting"].items()}
 
 
 class Reptile(MetaLearner):

@@ -137,6 +137,14 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     assert online.best["episode"] == 4
 
 
+def test_a_torn_checkpoint_does_not_hide_later_ones(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    file = tmp_path / "run" / f"{PREFIX}00006" / STATE / "state.safetensors"
+    file.write_bytes(b"")
+    stopped(tmp_path / "run", 5)
+    assert sorted(path.name for path in (tmp_path / "run").glob(f"{PREFIX}*"))[-1] == f"{PREFIX}00005"
+
+
 def test_it_learns_on_errors_alone_where_it_is_told_to(tmp_path: Path) -> None:
     run(tmp_path / "run", learn_on="errors", kinds="causal", episodes=8, overrides=["answers=short"])
     told = lines(tmp_path / "run", "episode")
@@ -172,7 +180,7 @@ def test_tasks_end_where_they_should_and_show_the_rows_that_were_learnt(tmp_path
     assert [index for _, index, _ in begun] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("strategy", ["ewc", "lwf+replay", "packnet"])
+@pytest.mark.parametrize("strategy", ["ewc", "lwf+replay"])
 def test_a_strategy_that_needs_an_end_is_refused_where_there_is_none(strategy: str) -> None:
     with pytest.raises(ConfigError, match="--task-every N"):
         plan(strategy=strategy)
@@ -180,7 +188,12 @@ def test_a_strategy_that_needs_an_end_is_refused_where_there_is_none(strategy: s
 
 def test_a_part_for_each_task_needs_a_task_for_each_kind() -> None:
     with pytest.raises(ConfigError, match="only --drift blocks, without --task-every"):
-        plan(strategy="packnet", task_every=2)
+        plan(strategy="pnn", task_every=2)
+
+
+def test_a_strategy_of_several_phases_is_refused() -> None:
+    with pytest.raises(ConfigError, match="several phases"):
+        plan(strategy="packnet", drift="blocks")
 
 
 @pytest.mark.parametrize(
@@ -190,6 +203,8 @@ def test_a_part_for_each_task_needs_a_task_for_each_kind() -> None:
         ({"replay": "reservior"}, "--replay: unknown memory or policy 'reservior'"),
         ({"memory": "5"}, "say --replay too"),
         ({"method": "reptile", "replay": "ring"}, "has a loop of its own"),
+        ({"method": "maml", "window": 3}, "loop of its own"),
+        ({"overrides": ["method=multi-lora"]}, "go together"),
         ({"levels": "1-9"}, "levels"),
         ({"levels": "hard"}, "write them as in 1-3"),
         ({"kinds": "maths"}, "unknown arena kind 'maths'"),

@@ -146,6 +146,16 @@ def test_it_waits_for_its_rows_and_goes_on_with_them(make: Callable[[Learner], M
     assert torch.equal(weight(other), weight(whole))
 
 
+def test_rows_of_another_kind_wait_for_their_own() -> None:
+    """Four rows of one kind among others: the same meta-step as if they had come alone."""
+    mixed, alone = learner(), learner()
+    given = rows(4)
+    others = [row.but(task="b") for row in rows(3, seed=1)]
+    feed(reptile(mixed), [given[0], others[0], given[1], others[1], given[2], others[2], given[3]])
+    feed(reptile(alone), given)
+    assert torch.equal(weight(mixed), weight(alone))
+
+
 def test_a_meta_learner_can_look_at_what_it_would_adapt_to() -> None:
     one = learner()
     start = weight(one)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from perdure.config import read_yaml, validate
 from perdure.errors import ConfigError, RunError
-from perdure.order import take
+from perdure.order import priority, take
 from perdure.recipes.arena.options import ArenaSettings, Options, default_out, settings_of
 from perdure.recipes.run import quieten
 from perdure.recipes.track import stopped
-from perdure.streams.arena import Item, short, split
+from perdure.streams.arena import Item, check_disjoint, generate, short
 from perdure.training.display import Display, Terminal
 from perdure.training.folder import RECORDED, RunFolder
 
@@ -34,7 +34,7 @@ def run_arena(
     Raises:
         UsageError: a mistake in what was asked.
     """
-    from perdure.recipes.arena.results import finish
+    from perdure.recipes.arena.results import CURVES, draw, finish
     from perdure.recipes.arena.show import print_results
     from perdure.tracking import build
     from perdure.training.online import Online
@@ -47,6 +47,8 @@ def run_arena(
     if resume and folder.exists:
         folder.refuse_changed(_changes(folder, settings))
         if folder.results.is_file():
+            if not (folder.path / CURVES).is_file():
+                draw(folder)
             display.say(f"{folder.path}: this run is finished; nothing to do")
             print_results(_read(folder.results))
             return
@@ -175,6 +177,7 @@ def make_plan(
 
 def check_boundaries(settings: ArenaSettings) -> None:
     """Refuse a strategy that needs ends of tasks where the stream has none, before anything is loaded."""
+    from perdure.strategies.base import Strategy
     from perdure.strategies.build import build
     from perdure.training.plan import STREAM_MODES, with_capacity
 
@@ -187,8 +190,15 @@ def check_boundaries(settings: ArenaSettings) -> None:
         raise ConfigError(
             f"--strategy {name} does its work when a task ends, and this stream has no tasks: give --task-every N "
             "(a task ends after every N episodes), or --drift blocks (one kind after another)"
+            + ("; or, in place of it, --replay reservoir, which needs none" if "replay" in name else "")
         )
-    if strategy.needs_boundaries and strategy.wants_task_ids and (not blocks or online.task_every):
+    members = getattr(strategy, "strategies", [strategy])
+    if any(type(member).after_phase is not Strategy.after_phase for member in members):
+        raise ConfigError(
+            f"--strategy {name} trains a task in several phases, and an online stream has one; use `perdure run`"
+        )
+    told = any(member.needs_boundaries and member.wants_task_ids for member in members)
+    if told and (not blocks or online.task_every):
         raise ConfigError(
             f"--strategy {name} keeps a part for each task and is told a row's task by its kind: only --drift "
             "blocks, without --task-every, has one task a kind"
@@ -202,9 +212,20 @@ def problems(settings: ArenaSettings) -> tuple[list[Item], list[Item]]:
     for number, kind in enumerate(settings.kinds):
         counts = [_share(total, number, len(settings.kinds)) for total in (settings.pool, settings.eval_tasks)]
         try:
-            held, train = split(
-                kind, counts[1], counts[0], settings.seed, levels=settings.levels, forms=settings.forms, apart=True
+            # Held-out problems come first, from a seed of their own: they are the same however large the pool is.
+            held = generate(
+                kind, counts[1], settings.seed, levels=settings.levels, forms=settings.forms, apart=True
             )
+            train = generate(
+                kind,
+                counts[0],
+                priority(settings.seed, "pool", key=kind),
+                exclude=frozenset(text for item in held for text in (*item.texts, item.kin) if text),
+                levels=settings.levels,
+                forms=settings.forms,
+                apart=True,
+            )
+            check_disjoint(train, held, apart=True)
         except ValueError as error:
             raise ConfigError(f"{error}; --set pool=N and --eval-tasks N say how many are drawn") from error
         pool += train
@@ -228,7 +249,7 @@ def _meta(settings: ArenaSettings, learner: Learner) -> MetaLearner | None:
 
     meta = settings.meta
     if settings.method == "reptile":
-        return Reptile(learner, meta.shots, meta.inner_steps, meta.inner_lr or 1e-3, meta.step)
+        return Reptile(learner, meta.shots, meta.inner_steps, meta.inner_lr or settings.optimizer.lr, meta.step)
     if settings.method == "maml":
         return FirstOrderMAML(learner, meta.shots, meta.inner_steps, meta.inner_lr or 3e-4, settings.optimizer)
     return None

@@ -36,7 +36,7 @@ METHODS: dict[str, str] = {
 }
 META = ("reptile", "maml")
 OTHERS = {"lora": 1e-4, "multi-lora": 1e-4, "soft-prompt": 1e-3, "full": 1e-5, "reptile": 1e-4, "maml": 1e-4}
-NANO = {"lora": 3e-4, "multi-lora": 1e-3, "soft-prompt": 0.1, "full": 1e-4, "reptile": 3e-4, "maml": 2e-3}
+NANO = {"lora": 3e-4, "multi-lora": 1e-3, "soft-prompt": 0.1, "full": 1e-4, "reptile": 1e-3, "maml": 2e-3}
 # What is chosen where nothing is said, by a part of the model's name; the first that fits counts. nano's were
 # chosen on seeds 10 to 12, the others are those of the system that this replaces.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ class MetaSettings(Settings):
 
     shots: int = Field(5, ge=1, description="rows of one kind that the inner loop adapts to")
     inner_steps: int = Field(5, ge=1)
-    inner_lr: Number | None = Field(None, gt=0, description="None: 1e-3 for Reptile, 3e-4 for MAML")
+    inner_lr: Number | None = Field(None, gt=0, description="None: for Reptile the learning rate, for MAML 3e-4")
     step: Number = Field(0.5, gt=0, le=1, description="Reptile's share of the way")
 
 
@@ -94,14 +94,14 @@ class ArenaSettings(TrainingSettings):
             if kind not in ALL_KINDS:
                 raise ValueError(unknown_name("arena kind", kind, ALL_KINDS))
         if len(set(kinds)) < len(kinds) or not kinds:
-            raise ValueError("kinds: at least one, each once")
+            raise ValueError("at least one, each once")
         return kinds
 
     @field_validator("levels")
     @classmethod
     def _known_levels(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
         if not levels or not set(levels) <= set(ALL_LEVELS):
-            raise ValueError(f"levels: one or more of {', '.join(map(str, ALL_LEVELS))}, got {list(levels)}")
+            raise ValueError(f"one or more of {', '.join(map(str, ALL_LEVELS))}, got {list(levels)}")
         return tuple(sorted(set(levels)))
 
     @model_validator(mode="after")
@@ -109,6 +109,13 @@ class ArenaSettings(TrainingSettings):
         for name in ("pool", "eval_tasks"):
             if getattr(self, name) < len(self.kinds):
                 raise ValueError(f"{name}: at least one for each of {len(self.kinds)} kinds")
+        parts = self.strategy.split("+")
+        if (self.method == "multi-lora") != ("multi-lora" in parts):
+            raise ValueError("method: multi-lora and the strategy multi-lora go together; give --method multi-lora")
+        if self.method in META and (self.strategy != "naive" or (self.online.window, self.online.passes) != (1, 1)):
+            raise ValueError(
+                f"method: {self.method} has a loop of its own: no strategy, window or passes beside it"
+            )
         return self
 
     @property
@@ -210,7 +217,9 @@ def _said(**values: Any) -> dict[str, Any]:
 
 def _defaults(model: str) -> dict[str, Any]:
     name = Path(model).name.lower()
-    fitting = next(values for part, values in DEFAULTS.items() if part in name)
+    fitting = next(
+        values for part, values in DEFAULTS.items() if (name == part if part == "nano" else part in name)
+    )
     return {**DEFAULTS[""], **fitting}
 
 

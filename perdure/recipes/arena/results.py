@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from perdure.training.online import OnlinePlan
 
 Entry = Mapping[str, Any]
+CURVES = "learning_curves.png"
 HALF, MOST = 0.5, 0.9
 PHASES = ("rapid learning", "steady gains", "stable")
 
@@ -23,8 +24,6 @@ PHASES = ("rapid learning", "steady gains", "stable")
 def finish(plan: OnlinePlan, history: Sequence[Entry], folder: RunFolder, command: str) -> dict[str, Any]:
     """Write results.json and learning_curves.png; what results.json holds."""
     from perdure.models.adapters import count_parameters
-    from perdure.report.arena import read_arena_run
-    from perdure.report.arena_curves import learning_curves
     from perdure.training.online import online_facts
 
     settings: Any = plan.settings
@@ -49,8 +48,16 @@ def finish(plan: OnlinePlan, history: Sequence[Entry], folder: RunFolder, comman
         **{name: plan.recorded[name] for name in ("versions", "machine")},
     }
     write_json(folder.results, results)
-    write_bytes(folder.path / "learning_curves.png", learning_curves(read_arena_run(folder.path)))
+    draw(folder)
     return results
+
+
+def draw(folder: RunFolder) -> None:
+    """Draw the learning curves of a finished run."""
+    from perdure.report.arena import read_arena_run
+    from perdure.report.arena_curves import learning_curves
+
+    write_bytes(folder.path / CURVES, learning_curves(read_arena_run(folder.path)))
 
 
 def _asked(settings: ArenaSettings) -> dict[str, Any]:
@@ -68,6 +75,7 @@ def _asked(settings: ArenaSettings) -> dict[str, Any]:
         "levels": list(settings.levels),
         "forms": settings.forms,
         "pool": settings.pool,
+        "answers": settings.answers,
         "lr": settings.optimizer.lr,
         "precision": settings.precision,
         **{name: getattr(online, name) for name in ("drift", "curriculum", "learn_on", "window", "passes")},

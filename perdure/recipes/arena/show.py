@@ -58,9 +58,9 @@ def _by_kind(run: ArenaRun) -> Table:
 
     from perdure.report.arena_words import points, score, split_kind
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("kind, %", overflow="fold", min_width=10)
-    for head in ("rows", "initial", "final", "change", "known before"):
+    for head in ("rows", "initial", "final", "change", "known"):
         table.add_column(head, justify="right", no_wrap=True)
     for kind, scores in run.kinds.items():
         exact = scores.exact
