@@ -53,8 +53,8 @@ def summary(groups: Sequence[Group]) -> str:
 WHICH = (
     "An answer can be wrong for its form alone. So the same held-out rows are read in two more ways: whether the "
     "right answer is stated, by written rules, and exact match in the wording that the model was pretrained on. "
-    "What a model could answer before training in any of these it knew: a gain up to there is at most elicitation "
-    "of the format. What is above it is at least learning."
+    "A gain up to the best of these before training counts as elicitation of the format, what is above it as "
+    "learning. Rates are compared, not rows, so neither is a bound."
 )
 
 
@@ -147,7 +147,7 @@ def _elicitation(name: str, group: Group) -> list[str]:
     whole = table(
         ["reading", "before", "after"], [[text, score(pair.initial), score(pair.final)] for text, pair in pairs]
     )
-    heads = ["kind", *READINGS, "known before", "elicitation, at most", "learning, at least"]
+    heads = ["kind", *READINGS, "known before", "elicitation", "learning"]
     rows = [[words.label(kind), *readings_of(group, kind)] for kind in group.first.kinds]
     return [*_titled(name, whole), elicitation(group), table(heads, rows)]
 

@@ -46,8 +46,8 @@ class Split:
 
     Args:
         known: what was answered before training in the best reading: as asked, stated, or in pretraining's wording.
-        elicited: the part of the gain up to `known`; at most so much is elicitation of the format.
-        learnt: the part above it; at least so much is learning.
+        elicited: the part of the gain up to `known`: elicitation of the format.
+        learnt: the part above it: learning. Rates are compared, not rows, so neither part is a bound.
     """
 
     known: float
@@ -105,9 +105,9 @@ def elicitation(group: Group) -> str:
         for key in ("known", "elicited", "learnt")
     )
     return (
-        f"Of the gain of {unsigned(gain)} points at most {unsigned(elicited)} are elicitation of the format "
-        f"({words.value(SHARE, known)} could be answered before, in one wording or another), "
-        f"at least {unsigned(learnt)} are learning."
+        f"Of the gain of {unsigned(gain)} points {unsigned(elicited)} go up to what could be answered before, in the "
+        f"best reading ({words.value(SHARE, known)}): elicitation of the format. {unsigned(learnt)} lie above it: learning. "
+        "Rates are compared, not rows, so neither is a bound."
     )
 
 

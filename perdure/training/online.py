@@ -119,7 +119,7 @@ class Online:
 
         Raises:
             Interrupted: asked to stop, and saved.
-            NonFiniteError: the loss or gradient was; the state before the step is saved.
+            NonFiniteError: the loss or gradient was; the newest checkpoint is from before its episode.
             StorageError: the disk refused a write.
         """
         with stop_on_signals(self.display.say) as stop:

@@ -72,7 +72,7 @@ class Plan:
         """What must not change when a run goes on: settings that matter, and a hash of each stage's rows."""
         return {
             "settings": fixed_settings(self.settings),
-            "stages": {task.name: _hash(task.train) for task in self.stages},
+            "stages": {task.name: hash_rows(task.train) for task in self.stages},
             "base": dict(self.base),
         }
 
@@ -84,7 +84,9 @@ class Plan:
     @property
     def scored(self) -> dict[str, str]:
         """A hash of the rows that each task is scored on, and of the probe's."""
-        return {task.name: _hash(task.evaluation) for task in self.stream.evaluations} | {PROBE: _hash(self.probe)}
+        return {task.name: hash_rows(task.evaluation) for task in self.stream.evaluations} | {
+            PROBE: hash_rows(self.probe)
+        }
 
     def differences(self, state: Mapping[str, Any]) -> list[str]:
         """How what a checkpoint was saved under differs from this plan, in words; later tasks do not count."""
@@ -109,7 +111,8 @@ class Plan:
         return found
 
 
-def _hash(rows: Sequence[Example]) -> str:
+def hash_rows(rows: Sequence[Example]) -> str:
+    """Hex SHA-256 of the tasks and keys of rows, in order."""
     return sha256(json.dumps([[row.task, row.key] for row in rows]).encode()).hexdigest()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +107,7 @@ def make_plan(
     from perdure.training.learner import Learner
     from perdure.training.measure import Measure
     from perdure.training.online import OnlinePlan
-    from perdure.training.plan import PROBE, machine, versions, with_capacity
+    from perdure.training.plan import PROBE, hash_rows, machine, versions, with_capacity
     from perdure.training.telling import write_model
 
     torch.manual_seed(settings.seed)
@@ -153,9 +152,9 @@ def make_plan(
     )
     identity = {
         "settings": _fixed(settings),
-        "pool": _hash(rows),
-        "held_out": _hash(exam.paper.rows),
-        "probe": _hash(probe),
+        "pool": hash_rows(rows),
+        "held_out": hash_rows(exam.paper.rows),
+        "probe": hash_rows(probe),
         "base": identify(language),
     }
     recorded = {"command": again, "versions": versions(), "machine": machine()}
@@ -238,10 +237,6 @@ def problems(settings: ArenaSettings) -> tuple[list[Item], list[Item]]:
 def _share(total: int, number: int, parts: int) -> int:
     """The number-th of so many parts of a total that are as equal as can be."""
     return total // parts + (number < total % parts)
-
-
-def _hash(rows: Sequence[Example]) -> str:
-    return sha256("\n".join(f"{row.task}\0{row.key}" for row in rows).encode()).hexdigest()
 
 
 def _meta(settings: ArenaSettings, learner: Learner) -> MetaLearner | None:
