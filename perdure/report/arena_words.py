@@ -105,8 +105,9 @@ def elicitation(group: Group) -> str:
         for key in ("known", "elicited", "learnt")
     )
     return (
-        f"Of the gain of {unsigned(gain)} points {unsigned(elicited)} go up to what could be answered before, in the "
-        f"best reading ({words.value(SHARE, known)}): elicitation of the format. {unsigned(learnt)} lie above it: learning. "
+        f"Of the gain of {unsigned(gain)} points {unsigned(elicited)} go up to what could be answered before, "
+        f"in the best reading ({words.value(SHARE, known)}): elicitation of the format. "
+        f"{unsigned(learnt)} lie above it: learning. "
         "Rates are compared, not rows, so neither is a bound."
     )
 
