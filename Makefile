@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench torture study-strategies study-mixing study-arena api nano clean
+.PHONY: setup demo test check bench torture study-strategies study-mixing study-arena study-teaching api nano clean
 
 setup: $(READY)
 
@@ -52,6 +52,10 @@ study-mixing: setup
 study-arena: setup
 	$(BIN)/python -m benchmarks.arena
 	$(BIN)/python -m benchmarks.arena --speed
+
+# About an hour: lessons on nano, and what the gate catches.
+study-teaching: setup
+	$(BIN)/python -m benchmarks.teaching
 
 nano: setup
 	$(BIN)/python -m perdure.recipes.nano --out perdure/models/nano

@@ -37,9 +37,11 @@ RUNS |= {
 }
 DRIFT = ["--drift", "blocks", "--episodes", "400", "--eval-every", "40", "--window", "4", "--lr", "1e-3"]
 DRIFT += ["--set", "answers=framed"]  # one kind's form of answer is lost to the next one's
+TWICE = ["--set", "continual_strategy.replay.ratio=2"]
 RUNS |= {
     "drift": (3, DRIFT),
     "drift-replay": (3, [*DRIFT, "--replay", "reservoir"]),
+    "drift-replay-all": (3, [*DRIFT, "--replay", "reservoir", "--memory", "400", *TWICE]),
     "drift-multi-lora": (3, [*DRIFT, "--method", "multi-lora"]),
 }
 
@@ -181,7 +183,7 @@ def speed() -> str:
         began = time.perf_counter()
         row = plan.episodes.next()
         attempt(plan.measure, row, plan.max_new_tokens)
-        plan.teacher.learn(row)
+        plan.updates.learn(row)
         attempt(plan.measure, row, plan.max_new_tokens)
         episodes.append(time.perf_counter() - began)
     prompts, longest = plan.exam.paper.prompts, plan.exam.longest

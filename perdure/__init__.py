@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perdure.streams.stream import Stream
+    from perdure.teaching import Teacher
     from perdure.training.trainer import ContinualTrainer
     from perdure.types import Example, Segment, Task
 
-__all__ = ["ContinualTrainer", "Example", "Segment", "Stream", "Task"]
+__all__ = ["ContinualTrainer", "Example", "Segment", "Stream", "Task", "Teacher"]
 
 _HOMES = {
     "ContinualTrainer": "perdure.training.trainer",
@@ -17,6 +18,7 @@ _HOMES = {
     "Segment": "perdure.types",
     "Stream": "perdure.streams.stream",
     "Task": "perdure.types",
+    "Teacher": "perdure.teaching",
 }
 
 

@@ -210,6 +210,47 @@ def mix(
     run_mix(options, override or [], _again(), track or [])
 
 
+@app.command()
+def teach(
+    model: Annotated[
+        str | None, typer.Option("--model", help="nano (the default), a model folder, or a hub name.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="Teach the model of a finished run on.")
+    ] = None,
+    tuning: Annotated[
+        str | None, typer.Option("--tuning", help="lora (the default) or soft-prompt; the base is frozen.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate; by default by model.", min=0)] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance", help="Share of right answers that a lesson may cost; by default 0.02.", min=0, max=1
+        ),
+    ] = None,
+    gate: Annotated[
+        bool | None, typer.Option("--gate/--no-gate", help="Whether lessons that do harm are refused.")
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        typer.Option("--probe", help="JSONL with prompt and answer: what must not be lost. By default nano's."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the lessons, which go on there.", show_default=False)
+    ] = None,
+    seed: Seed = None,
+    override: Set = None,
+) -> None:
+    """Ask a model, correct it, and see what each lesson cost."""
+    from perdure.recipes.teach.command import teach as talk
+
+    given = {
+        "model": model, "run": None if run is None else str(run), "tuning": tuning, "lr": lr, "gate": gate,
+        "tolerance": tolerance, "seed": seed,
+    }  # fmt: skip
+    talk(given, override or (), out, probe)
+
+
 arena_app = typer.Typer(
     help="Learn online in the reasoning arena: one problem at a time, examined on others.", add_completion=False
 )
@@ -439,7 +480,7 @@ def generate(
     ] = None,
 ) -> None:
     """Let a run's model answer a prompt, greedily."""
-    from perdure.recipes.run import generate_text
+    from perdure.recipes.serve import generate_text
 
     generate_text(run, prompt, max_new_tokens, task)
 

@@ -24,6 +24,9 @@ def _number(value: Any) -> Any:
         return value  # refused, in the words of all other settings
 
 
+# libyaml's is eight times as fast, and is not in every build.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 # YAML 1.1 reads 1e-3 as a string; numbers given as text are numbers here.
 Number = Annotated[float, BeforeValidator(_number)]
 
@@ -246,7 +249,7 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: not YAML; or aliases in it stand for more than can be meant, or for themselves.
     """
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:

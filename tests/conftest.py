@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -140,6 +140,28 @@ def make_lm_rows() -> Callable[..., Any]:
         return rows
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """Nothing is read here after the machine went down; what is no open file is refused as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: os.fstat(file) and None)
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not drawn, for tests that look at other things: their layout takes most of a small run.
+
+    A fixture of a module or session is made without this one, so that its figures are drawn.
+    """
+    from matplotlib.figure import Figure
+
+    def blank(self: Figure, stream: Any, **_: Any) -> None:
+        stream.write(b"\x89PNG\r\n\x1a\n")
+
+    monkeypatch.setattr(Figure, "savefig", blank)
 
 
 @dataclass(frozen=True)

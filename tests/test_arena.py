@@ -11,7 +11,7 @@ import pytest
 
 from perdure.evaluation.intervals import wilson
 from perdure.recipes.arena.options import Options, settings_of
-from perdure.recipes.arena.results import phases, summarise
+from perdure.recipes.arena.results import phases, split, summarise
 
 SMALL = ("--episodes", "6", "--eval-tasks", "10", "--eval-every", "3", "--set", "pool=10", "--set", "probe=false")
 
@@ -121,6 +121,18 @@ def test_runs_are_compared(perdure: Callable[..., Any], finished: Path, tmp_path
     assert str(empty) in refused.err
 
 
+def test_other_commands_on_an_arena_run(perdure: Callable[..., Any], finished: Path) -> None:
+    """Its model answers as its last episode left it; what reads other runs says where to go."""
+    run = finished / "seed0"
+    done = perdure("generate", str(run), "6 7 8 9", "--max-new-tokens", "3")
+    assert done.code == 0, done.err
+    assert done.out.strip()
+    for command in ("report", "evaluate", "verify"):
+        refused = perdure(command, str(run))
+        assert refused.code == 2
+        assert f"perdure arena compare {run}" in refused.err
+
+
 def test_problems_are_printed(perdure: Callable[..., Any]) -> None:
     done = perdure("arena", "tasks", "-n", "1", "--kind", "grid", "--level", "4")
     assert done.code == 0
@@ -135,6 +147,15 @@ def test_problems_are_printed(perdure: Callable[..., Any]) -> None:
         (("--model", "missing/folder/here"), "missing/folder/here"),
         (("--kinds", "chess"), "chess"),
         (("--set", "online.episodse=3"), "online.episodse"),
+        (("--method", "full", "--lora-r", "4"), "--lora-r"),
+        (("--soft-tokens", "4"), "--soft-tokens"),
+        (("--task-every", "2"), "nothing takes note of a task's end"),
+        (("--task-every", "50", "--strategy", "ewc"), "no task ends within"),
+        (("--kinds", "math", "--drift", "blocks"), "there is one alone"),
+        (("--levels", "2", "--curriculum", "easy-first"), "there is one alone"),
+        (("--method", "maml", "--fp16"), "fp16"),
+        (("--method", "reptile", "--window", "3"), "a loop of its own"),
+        (("--kinds", "operator", "--levels", "1", "--eval-tasks", "100"), "--eval-tasks"),
     ],
     ids=str,
 )
@@ -167,6 +188,12 @@ def test_it_runs_on_qwen2_through_its_chat_template(
     found = results_of(tmp_path / "run")
     assert found["pretraining_wording"] is None
     assert found["history"][-1]["loss"] < found["history"][0]["loss"]
+    from perdure.recipes.serve import _asked, serve
+    from perdure.training.display import Display
+
+    served = serve(tmp_path / "run", Display())
+    asked = served.measure.encoder.tokenizer.decode(_asked(served, "2 + 2", None).x)
+    assert asked == "<|im_start|>user\n2 + 2<|im_end|>\n<|im_start|>assistant\n", "asked as it was trained"
 
 
 def test_the_defaults_are_those_of_the_model() -> None:
@@ -197,6 +224,54 @@ def test_wilson_s_interval(right: int, count: int, low: float, high: float) -> N
         assert (right / count - p) ** 2 == pytest.approx(z2 * p * (1 - p) / count, abs=1e-12)
 
 
+# Ten rows of one kind in three readings before, and as asked after: five were right in some reading (0 to 4). Of
+# the six that are right at the end 1 and 2 were known in another reading, 5, 6 and 7 in none; 0 stayed right;
+# 4 was right as asked and is lost.
+BEFORE = {"k": {"exact": "1000100000", "stated": "1100000000", "plain": "1111000000"}}
+AFTER = {"k": {"exact": "1110011100", "stated": "1110011100", "plain": "0000000000"}}
+SPLIT = {"known": 0.5, "elicited": 0.2, "learnt": 0.3, "lost": 0.1}
+
+
+def check_split(parted: Callable[[Any, Any], dict[str, float]]) -> None:
+    found = parted(BEFORE, AFTER)
+    assert found == pytest.approx(SPLIT)
+    assert found["elicited"] + found["learnt"] - found["lost"] == pytest.approx(0.6 - 0.2)
+    # A kind that has no wording of pretraining, beside one that has: shares are of the rows of both.
+    bare = ({"exact": "0000110000", "stated": "1110110000"}, {"exact": "0000100001", "stated": "0000000001"})
+    both = parted({**BEFORE, "b": bare[0]}, {**AFTER, "b": bare[1]})
+    assert both == pytest.approx({"known": 0.5, "elicited": 0.1, "learnt": 0.2, "lost": 0.1})
+
+
+def test_a_gain_parted_by_hand() -> None:
+    check_split(split)
+
+
+def by_rates(before: Any, after: Any) -> dict[str, float]:
+    """As it once was: the best reading's rate, and not its rows."""
+    rate = {reading: marks.count("1") / 10 for reading, marks in before["k"].items()}
+    final, known = after["k"]["exact"].count("1") / 10, max(rate.values())
+    return {
+        "known": known,
+        "elicited": min(final, known) - rate["exact"],
+        "learnt": final - known,
+        "lost": 0.0,
+    }
+
+
+def without_stated(before: Any, after: Any) -> dict[str, float]:
+    return split({kind: {**marks, "stated": marks["exact"]} for kind, marks in before.items()}, after)
+
+
+def by_the_readings_after(before: Any, after: Any) -> dict[str, float]:
+    return split({kind: {**after[kind], "exact": marks["exact"]} for kind, marks in before.items()}, after)
+
+
+@pytest.mark.parametrize("wrong", [by_rates, without_stated, by_the_readings_after])
+def test_a_gain_parted_wrongly_is_caught(wrong: Callable[[Any, Any], dict[str, float]]) -> None:
+    with pytest.raises(AssertionError):
+        check_split(wrong)
+
+
 def entry(episode: int, score: float) -> dict[str, Any]:
     return {"episode": episode, "exact_match": score}
 
@@ -219,6 +294,7 @@ def test_the_best_is_the_earliest_of_equals() -> None:
         {
             "episode": e, "exact_match": score, "interval": [0, 1], "stated": score, "plain": None, "kinds": {},
             "stated_kinds": {}, "rows_of": {}, "probe": None, "inferred": None, "adapted": None, "rouge_l": None,
+            "readings": {"math": {"exact": "0"}},
         }
         for e, score in ((0, 0.1), (10, 0.9), (20, 0.9), (30, 0.2))
     ]  # fmt: skip

@@ -21,6 +21,7 @@ ORDER = (
     ("strategies",),
     ("evaluation",),
     ("training",),
+    ("teaching",),
     ("recipes",),
     ("cli",),
 )

@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 METHODS = ("none", "difficulty_hard", "loss_descending")
 
 

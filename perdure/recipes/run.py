@@ -1,4 +1,4 @@
-"""Commands on one run: start, go on, extend, evaluate, generate."""
+"""Commands on one run: start, go on, extend, evaluate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.config import apply_overrides, read_yaml, validate
-from perdure.errors import ConfigError, DataError, ModelError, RunError, StorageError, unknown_name
+from perdure.errors import ConfigError, DataError, ModelError, RunError, StorageError
 from perdure.recipes.find import read_recipe
 from perdure.recipes.show import print_results, write_pages
 from perdure.recipes.track import end, stopped, track_finished
@@ -275,7 +275,7 @@ def evaluate_run(path: Path, data: Path | None) -> None:
             display.say(f"note: told their task, but in columns that say inferred: {', '.join(told)}")
         if untold := [name for name in rows if name not in known]:
             display.say(f"note: tasks were inferred, since nothing says them, for: {', '.join(untold)}")
-    for note in _notes(run):
+    for note in notes_of(run):
         display.say(note)
     part = "" if extra is None else "-" + re.sub(r"[^\w.-]", "_", extra.name)
     target = folder.path / f"evaluation{part}.json"
@@ -287,7 +287,7 @@ def evaluate_run(path: Path, data: Path | None) -> None:
         display.say(f"written: {target}")
 
 
-def _notes(run: Run) -> list[str]:
+def notes_of(run: Run) -> list[str]:
     """What a user of the run's model should know about which model it is."""
     notes = []
     if not run.folder.finished:
@@ -305,41 +305,3 @@ def _reader(extra: TaskSpec, settings: RunSettings, base: Path | None) -> TaskSp
         if extra.name == task.name or any(there(f) and f.resolve() == Path(extra.train) for f in files):
             return task
     return None
-
-
-def generate_text(path: Path, prompt: str, max_new_tokens: int, task: str | None = None) -> None:
-    """Print a run's greedy answer to a prompt, of a task that may be told to a strategy that wants to know."""
-    from perdure.training.plan import make_plan
-    from perdure.training.run import Run
-    from perdure.types import Example, Segment
-
-    folder = RunFolder(path)
-    settings = folder.settings()
-    quieten()
-    plan = make_plan(settings, folder.recipe_folder)
-    display = Terminal(stderr=True)
-    run = Run(plan, folder, display)
-    run.load()
-    for note in _notes(run):
-        display.say(note)
-    if task is not None and task not in plan.stream.names:
-        raise ConfigError(f"--task: {unknown_name('task', task, plan.stream.names)}")
-    text = (Segment(prompt), Segment(" ?", learn=True))
-    row = plan.encoder.encode(Example("prompt", task or "", segments=text))
-    if row is None:
-        raise DataError(f"the prompt is longer than the model takes ({plan.encoder.max_length} tokens)")
-    asked = run.measure.prompt(row)
-    if asked is None or asked.x is None:
-        raise DataError(
-            "the prompt is empty, and this model's tokenizer puts nothing in front of it; give some text"
-        )
-    prompt_length = len(asked.x)
-    if task is None:
-        (asked,) = run.learner.identified([asked])
-        if plan.strategy.wants_task_ids:
-            display.say(f"note: no --task was given; the prompt is taken for one of {asked.task}")
-    elif not plan.strategy.wants_task_ids:
-        display.say(f"note: {settings.strategy} needs no task to answer; --task changes nothing")
-    room = plan.encoder.max_length - prompt_length
-    (answer,) = run.measure.answers([asked], min(max_new_tokens, room))
-    print(answer.strip())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from perdure.errors import NewerFormatError, RunError
 from perdure.report.arena_json import Node, read_object, read_objects
-from perdure.report.arena_run import UNKNOWN, ArenaRun, Episode, Estimate, Moments, Phase, Point, Scores
+from perdure.report.arena_run import UNKNOWN, ArenaRun, Episode, Estimate, Moments, Phase, Point, Scores, Split
 from perdure.report.read import CONFIG, EVENTS, RESULTS
 
 FORMAT = 1
@@ -107,6 +107,7 @@ def _scores(node: Node, rows: int, plain: Node, key: str = "") -> Scores:
         Moments(**exact),
         Moments(**{moment: Estimate(stated.get(moment).share_or_nan()) for moment in exact}),
         _ends(plain, key),
+        Split(**{one.name: node.get("elicitation").get(one.name).share_or_nan() for one in fields(Split)}),
     )
 
 

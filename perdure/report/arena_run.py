@@ -52,6 +52,24 @@ class Moments:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """What a gain of exact match is made of, row by row, in shares of all rows; NaN where it was not measured.
+
+    Args:
+        known: rows that were right before training in some reading: as asked, stated, or in pretraining's wording.
+        elicited: rows that are right at the end and were not as they were asked, though known: elicitation of the
+            format.
+        learnt: rows that are right at the end and were in no reading before: learning.
+        lost: rows that were right before, as they were asked, and are not at the end.
+    """
+
+    known: float = UNKNOWN
+    elicited: float = UNKNOWN
+    learnt: float = UNKNOWN
+    lost: float = UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """What was measured on some held-out rows.
 
@@ -60,12 +78,14 @@ class Scores:
         exact: the strict score, exact match.
         stated: the lenient score: the right answer stands in the text, by written rules.
         plain: exact match of the same rows in the wording of pretraining; unknown where there is none.
+        split: what the gain of exact match is made of.
     """
 
     rows: int
     exact: Moments
     stated: Moments
     plain: Moments
+    split: Split = Split()
 
 
 @dataclass(frozen=True, slots=True)

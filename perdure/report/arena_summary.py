@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from perdure.report import words
 from perdure.report.arena_comparison import COMPARISON, phase_gain, phase_names, wordings
-from perdure.report.arena_pool import Group, labels, other_evaluation, plain
+from perdure.report.arena_pool import Group, labels, other_evaluation, over_seeds, plain
 from perdure.report.arena_run import ArenaRun, Estimate, Scores
 from perdure.report.arena_table import HEADS, TABLE, TEXTS, cells
 from perdure.report.arena_words import (
@@ -16,7 +16,6 @@ from perdure.report.arena_words import (
     points,
     reworded,
     score,
-    split_kind,
     unsigned,
 )
 
@@ -53,13 +52,16 @@ def summary(groups: Sequence[Group]) -> str:
 WHICH = (
     "An answer can be wrong for its form alone. So the same held-out rows are read in two more ways: whether the "
     "right answer is stated, by written rules, and exact match in the wording that the model was pretrained on. "
-    "A gain up to the best of these before training counts as elicitation of the format, what is above it as "
-    "learning. Rates are compared, not rows, so neither is a bound."
+    "A row is known if it was right in any of them before training. Of the rows that became right, those that were "
+    "known count as elicitation of the format, the others as learning."
 )
 
 
 def _intervals(groups: Sequence[Group]) -> str:
-    rows = "Intervals are of 95 %. That of one run is over its held-out rows (Wilson)"
+    rows = (
+        "The best is the highest of all examinations, so it is biased upwards, which its interval does not tell. "
+        "Intervals are of 95 %. That of one run is over its held-out rows (Wilson)"
+    )
     if not any(len(group.runs) > 1 for group in groups):
         return f"{rows}; it does not say what another seed would give."
     return f"{rows}, that of several seeds over these (Student's t); n is the number of seeds."
@@ -89,6 +91,8 @@ def against_first(groups: Sequence[Group]) -> list[str]:
         between = f"{score(theirs)} against {score(ours)}"
         if differs := other_evaluation(first, group):
             lines.append(f"- {group.name}: not compared, since what was measured differs ({'; '.join(differs)}).")
+        elif (paired := _paired(first, group)).n > 1:
+            lines.append(f"- {group.name}: {_by_seed(paired, first)}: {between}.")
         elif theirs.overlaps(ours):
             lines.append(f"- {group.name}: no difference from {first.name} that these intervals show: {between}.")
         else:
@@ -99,6 +103,29 @@ def against_first(groups: Sequence[Group]) -> list[str]:
     other = any(found != seeds[0] for found in seeds[1:])
     note = "Runs of other seeds are scored on other held-out rows of the same sort, drawn with their seeds."
     return ["\n".join(lines), *([note] if other else [])]
+
+
+def _paired(first: Group, group: Group) -> Estimate:
+    """How much higher the later group ended, over the seeds that both have: they share their held-out rows."""
+    ours = {run.seed: _final(run).value for run in first.runs}
+    return over_seeds(_final(run).value - ours[run.seed] for run in group.runs if run.seed in ours)
+
+
+def _by_seed(paired: Estimate, first: Group) -> str:
+    """The differences by seed in words; without spread they have no interval, and are told as they are."""
+    seeds = f"seed by seed, over {paired.n}"
+    if not paired.bounded:
+        if not paired.value:
+            return f"equal to {first.name} {seeds}"
+        side = "above" if paired.value > 0 else "below"
+        return f"{unsigned(paired.value)} points {side} {first.name} on each of {paired.n} seeds"
+    ends = f"{points(paired.value)} points ({points(paired.low)} to {points(paired.high)}) {seeds}"
+    if paired.low <= 0 <= paired.high:
+        return f"no difference from {first.name} that can be told: {ends}"
+    near, far = sorted((abs(paired.low), abs(paired.high)))
+    side = "above" if paired.value > 0 else "below"
+    ends = f"({unsigned(near)} to {unsigned(far)}) {seeds}"
+    return f"{unsigned(paired.value)} points {side} {first.name} {ends}"
 
 
 def _final(run: ArenaRun) -> Estimate:
@@ -167,9 +194,9 @@ def readings_of(group: Group, kind: str) -> list[str]:
         pair(mean(lambda s: s.exact.initial.value), mean(lambda s: s.exact.final.value)),
         pair(mean(lambda s: s.stated.initial.value), mean(lambda s: s.stated.final.value)),
         pair(mean(lambda s: s.plain.initial.value), mean(lambda s: s.plain.final.value)),
-        words.value("exact_match", mean(lambda s: split_kind(s).known)),
-        unsigned(mean(lambda s: split_kind(s).elicited)),
-        unsigned(mean(lambda s: split_kind(s).learnt)),
+        words.value("exact_match", mean(lambda s: s.split.known)),
+        unsigned(mean(lambda s: s.split.elicited)),
+        unsigned(mean(lambda s: s.split.learnt)),
     ]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from perdure.report import words
 from perdure.report.arena_pool import Group
-from perdure.report.arena_run import ArenaRun, Estimate, Moments, Scores
+from perdure.report.arena_run import ArenaRun, Estimate, Moments
 
 SHARE = "exact_match"
 
@@ -40,54 +39,6 @@ def seconds(x: float) -> str:
     return "–" if math.isnan(x) else f"{x:.3f}" if x < 1 else f"{x:.1f}"
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """A gain of exact match, in shares of one, as what was there before and what came by learning.
-
-    Args:
-        known: what was answered before training in the best reading: as asked, stated, or in pretraining's wording.
-        elicited: the part of the gain up to `known`: elicitation of the format.
-        learnt: the part above it: learning. Rates are compared, not rows, so neither part is a bound.
-    """
-
-    known: float
-    elicited: float
-    learnt: float
-
-
-def split(initial: float, final: float, before: Iterable[float]) -> Split:
-    """Part a gain at the best of the scores `before` training; those that are NaN are left out.
-
-    Below that score a model may only have learnt how an answer is to look. What is above it, it answered in no
-    reading before. Both are bounds: some answers may have been learnt while others were lost.
-    """
-    known = max([initial, *(x for x in before if math.isfinite(x))])
-    return Split(known, max(0.0, min(final, known) - initial), max(0.0, final - known))
-
-
-def split_kind(scores: Scores) -> Split:
-    """The split of one kind's gain."""
-    exact = scores.exact
-    return split(exact.initial.value, exact.final.value, [scores.stated.initial.value, scores.plain.initial.value])
-
-
-def split_run(run: ArenaRun) -> Split:
-    """The split of the gain over all held-out rows.
-
-    A kind that has no wording of pretraining counts with its own best score in that reading, so that all readings
-    are over the same rows.
-    """
-    kinds = list(run.kinds.values())
-    rows = sum(scores.rows for scores in kinds)
-    plain = [
-        split_kind(scores).known if math.isnan(scores.plain.initial.value) else scores.plain.initial.value
-        for scores in kinds
-    ]
-    reworded = sum(x * scores.rows for x, scores in zip(plain, kinds, strict=True)) / rows if rows else math.nan
-    exact, stated = run.scores.exact, run.scores.stated
-    return split(exact.initial.value, exact.final.value, [stated.initial.value, reworded])
-
-
 def reworded(group: Group) -> str:
     """Which kinds the scores in the wording of pretraining are of, where not of all: "4 of 5 kinds"."""
     kinds = group.first.kinds.values()
@@ -100,15 +51,17 @@ def elicitation(group: Group) -> str:
     gain = group.value(lambda run: run.scores.exact.gain).value
     if math.isnan(gain) or gain <= 0:
         return "Exact match did not rise."
-    known, elicited, learnt = (
-        group.value(lambda run, key=key: getattr(split_run(run), key)).value  # type: ignore[misc]
-        for key in ("known", "elicited", "learnt")
+    known, elicited, learnt, lost = (
+        group.value(lambda run, key=key: getattr(run.scores.split, key)).value  # type: ignore[misc]
+        for key in ("known", "elicited", "learnt", "lost")
     )
+    if math.isnan(known):
+        return "What of the gain is learning was not measured."
     return (
-        f"Of the gain of {unsigned(gain)} points {unsigned(elicited)} go up to what could be answered before, "
-        f"in the best reading ({words.value(SHARE, known)}): elicitation of the format. "
-        f"{unsigned(learnt)} lie above it: learning. "
-        "Rates are compared, not rows, so neither is a bound."
+        f"Before training {words.value(SHARE, known)} of the rows were right in some reading. The gain of "
+        f"{unsigned(gain)} points: {unsigned(elicited)} are rows known in another reading (elicitation of the "
+        f"format), {unsigned(learnt)} rows that were right in none (learning)"
+        + (f", less {unsigned(lost)} of rows that were right and are no longer." if lost else ".")
     )
 
 

@@ -190,6 +190,11 @@ def read_run(path: Path | str) -> Run:
         hint = f" It holds runs: give them by name ({', '.join(inside[:5])})." if inside else ""
         raise RunError(f"{path} is not a run folder: it has neither {RESULTS} nor {EVENTS}.{hint}")
     results = _read_results(path / RESULTS)
+    if results.get("recipe") == "arena":
+        raise RunError(
+            f"{path} is an arena run, which this page does not show: `perdure arena compare {path}` writes its "
+            "figures and tables"
+        )
     events, unreadable = _read_events(path / EVENTS)
     try:
         return _build(path, results, events, unreadable)

@@ -183,6 +183,21 @@ def conversation(row: Row, tokenizer: Any) -> tuple[Segment, ...]:
     return _merge(pieces)
 
 
+def exchange(prompt: str, answer: str, tokenizer: Any, place: str) -> tuple[Segment, ...]:
+    """Segments of one question and its answer, through a chat template where the tokenizer has one.
+
+    Args:
+        prompt: the question.
+        answer: what is learnt.
+        tokenizer: of `transformers`.
+        place: where it is from, for errors.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return Segment(prompt), Segment(answer, learn=True)
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer.strip()}]
+    return conversation(Row({MESSAGES: turns}, place, 0), tokenizer)
+
+
 def _messages(row: Row) -> list[dict[str, str]]:
     raw = row.values[MESSAGES]
     hint = 'It must be [{"role": "user", "content": "…"}, …].'

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import yaml
 
-from perdure.config import read_yaml, validate
+from perdure.config import Settings, read_yaml, validate
 from perdure.errors import NewerFormatError, RunError
 from perdure.storage import guarded, write_text
 from perdure.tracking import read_events
@@ -100,6 +100,11 @@ class RunFolder:
                     lock.unlink()
                     self.path.rmdir()
 
+    @property
+    def is_arena(self) -> bool:
+        """Whether the settings here are those of an arena run."""
+        return self.config.is_file() and "online" in read_yaml(self.config)
+
     def settings(self) -> RunSettings:
         """The settings of the run that is here.
 
@@ -109,6 +114,12 @@ class RunFolder:
         """
         if not self.exists:
             raise RunError(f"{self.path}: no run here (it has no config.yaml)")
+        if self.is_arena:
+            raise RunError(
+                f"{self.path} is an arena run, which this command does not read; "
+                f"`perdure arena compare {self.path}` writes its figures and tables, `perdure generate` lets its "
+                "model answer"
+            )
         values = read_yaml(self.config)
         values.pop(RECORDED, None)
         return validate(RunSettings, values, str(self.config))
@@ -132,7 +143,7 @@ class RunFolder:
         place = self.recorded().get("recipe_folder")
         return Path(place) if isinstance(place, str) else None
 
-    def write_settings(self, settings: RunSettings, recorded: dict[str, Any]) -> None:
+    def write_settings(self, settings: Settings, recorded: dict[str, Any]) -> None:
         """Write config.yaml: the settings, and what was found when the run was started."""
         values = {**settings.model_dump(mode="json"), RECORDED: recorded}
         write_text(self.config, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

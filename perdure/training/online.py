@@ -26,7 +26,7 @@ from perdure.training.interrupt import Interrupted, StopRequest, stop_on_signals
 from perdure.training.learner import Learner
 from perdure.training.measure import Measure
 from perdure.training.plan import changed_settings
-from perdure.training.teach import Teacher, Update
+from perdure.training.update import Update, Updates
 from perdure.types import Example, Task
 
 STATE = "state"  # within a checkpoint: what going on needs, beside the model for others to load
@@ -64,7 +64,7 @@ class OnlinePlan:
         recorded: what was found: versions, machine, data.
         online: those of the stream.
         learner: what is trained.
-        teacher: how it learns from a row.
+        updates: how it learns from a row.
         episodes: which rows come.
         measure: reads answers.
         exam: examines.
@@ -78,7 +78,7 @@ class OnlinePlan:
     recorded: Mapping[str, Any]
     online: OnlineSettings
     learner: Learner
-    teacher: Teacher
+    updates: Updates
     episodes: Episodes
     measure: Measure
     exam: Exam
@@ -104,7 +104,6 @@ class Online:
         self.plan, self.folder, self.again = plan, folder, again
         self.display = display or Display()
         self.history: list[dict[str, Any]] = []
-        self.learnt = 0  # episodes that were learnt from
         self.begun = 0  # tasks that the learner has begun
         self.ended = True  # whether the last of them has ended
         self._seen: list[Example] = []  # rows of this task that were learnt from
@@ -132,13 +131,28 @@ class Online:
                 if self._log is not None:
                     self._log.close()
 
+    def load(self) -> None:
+        """Take up the newest checkpoint without learning.
+
+        Raises:
+            RunError: there is none, or it belongs to another stream.
+        """
+        _, state = self._newest(remove_torn=False)
+        if state is None:
+            raise RunError(f"{self.folder.path}: no checkpoint here that can be read; run it first")
+        self.folder.refuse_changed(changed_settings(state["identity"], plain(self.plan.identity)))
+        self._restore(state)
+
     def _execute(self, stop: StopRequest) -> list[dict[str, Any]]:
         plan, total = self.plan, self.plan.online.episodes
         self.folder.sweep()
         name, state = self._newest()
         if state is not None:
             self.folder.refuse_changed(changed_settings(state["identity"], plain(plan.identity)))
-        self.folder.write_settings(plan.settings, dict(plan.recorded))  # type: ignore[arg-type]
+        recorded = dict(plan.recorded)
+        if state is not None:
+            recorded["changes"] = self._changes(recorded, state["episodes"]["done"])
+        self.folder.write_settings(plan.settings, recorded)
         mark = find_mark(self.folder.metrics, name) if state is not None else None
         self._log = MetricsLog(self.folder.metrics, mark[0] if mark else 0)
         for callback in plan.callbacks:
@@ -162,6 +176,16 @@ class Online:
             self._after_episode()
         return self.history
 
+    def _changes(self, now: Mapping[str, Any], episode: int) -> list[dict[str, Any]]:
+        """What changed of versions and machine since the stream was last run; told, and kept with the rest."""
+        before = self.folder.recorded()
+        found = list(before.get("changes", []))
+        for what in ("versions", "machine"):
+            for change in changed_settings(before.get(what, now[what]), now[what]):
+                self.display.say(f"warning: {what}: {change}; results may differ in their last digits")
+                found.append({"episode": episode, "changed": change})
+        return found
+
     # One episode
 
     def _episode(self) -> None:
@@ -173,9 +197,8 @@ class Online:
         update: Update | None = None
         learns = plan.online.learn_on == "all" or not before.right
         if learns:
-            update = plan.teacher.learn(row)
+            update = plan.updates.learn(row)
             self._seen.append(row)
-            self.learnt += 1
         after = before if update is None else self._attempt(row)
         seconds = time.perf_counter() - clock
         self._write(
@@ -192,6 +215,7 @@ class Online:
             before=before.text,
             after=after.text,
             learnt=learns,
+            rows=0 if update is None else update.rows,
             steps=0 if update is None else update.steps,
             replayed=0 if update is None else update.replayed,
             lr=None if update is None else update.lr,
@@ -244,8 +268,15 @@ class Online:
         block = plan.episodes.block_of(episode)
         named = plan.episodes.num_blocks > 1 and not plan.online.task_every
         name = plan.episodes.kinds[block] if named else f"task {index + 1}"
-        horizon = plan.online.episodes * plan.online.passes
+        settings = plan.learner.settings
+        after = self._task_end(episode) if settings.schedule.at_boundary == "reset" else plan.online.episodes
+        start = episode if settings.schedule.at_boundary == "reset" else 0
+        horizon = (after - start) * plan.online.passes
         plan.learner.begin_task(Task(name, plan.episodes.rows_of(block)), index, horizon, resuming)
+
+    def _task_end(self, episode: int) -> int:
+        """How many episodes are over when the task that begins after so many ends."""
+        return next(done for done in range(episode + 1, self.plan.online.episodes + 1) if self._boundary(done))
 
     def _starts(self) -> list[int]:
         """The episode before which each task begins."""
@@ -286,11 +317,10 @@ class Online:
             "identity": plain(plan.identity),
             "episodes": plan.episodes.state_dict(),
             "history": self.history,
-            "learnt": self.learnt,
             "begun": self.begun,
             "ended": self.ended,
             "seen": [row.key for row in self._seen],
-            "teacher": plan.teacher.state_dict(),
+            "updates": plan.updates.state_dict(),
             "learner": plan.learner.state_dict(),
         }
         with replaced(self.folder.path / name) as aside:
@@ -313,7 +343,7 @@ class Online:
         found = [path for path in self.folder.path.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
         return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
-    def _newest(self) -> tuple[str, dict[str, Any] | None]:
+    def _newest(self, remove_torn: bool = True) -> tuple[str, dict[str, Any] | None]:
         unreadable = []
         for path in reversed(self._saved()):
             try:
@@ -324,20 +354,20 @@ class Online:
                 self.display.say(f"warning: {error}; going back to the one before it")
                 unreadable.append(path)
                 continue
-            for torn in unreadable:
+            for torn in unreadable if remove_torn else ():
                 remove(torn)  # else it would count as newer than what is saved from here on
             return path.name, state
         return "", None
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         plan = self.plan
-        self.history, self.learnt = list(state["history"]), state["learnt"]
+        self.history = list(state["history"])
         self.begun, self.ended = state["begun"], state["ended"]
         self._seen = [self._rows[key] for key in state["seen"]]
         for index, episode in enumerate(self._starts()[: self.begun]):
             self._begin(index, episode, resuming=True)
         plan.episodes.load_state_dict(state["episodes"])
-        plan.teacher.load_state_dict(state["teacher"], self._rows)
+        plan.updates.load_state_dict(state["updates"], self._rows)
         plan.learner.load_state_dict(state["learner"])
 
 
@@ -351,7 +381,7 @@ def online_facts(metrics: Path) -> dict[str, Any]:
     return {
         "right_before": sum(line["right_before"] for line in lines) / len(lines),
         "right_after": sum(line["right_after"] for line in lines) / len(lines),
-        "learnt_on": sum(line["learnt"] for line in lines),
+        "learnt_on": sum(line["rows"] for line in lines),
         "replayed": sum(line["replayed"] for line in lines),
         "steps": sum(line["steps"] for line in lines),
         "seconds_per_episode": (seconds[middle] + seconds[~middle]) / 2,

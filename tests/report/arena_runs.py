@@ -69,9 +69,11 @@ def results(
                 "intervals": {key: wilson(entry["kinds"][kind], each) for key, entry in moments.items()},
                 "stated": {key: min(1.0, entry["kinds"][kind] + 0.05) for key, entry in moments.items()},
                 "plain": {"initial": 0.9 - 0.1 * i, "final": 0.85 - 0.1 * i} if plain and i < 5 else None,
+                "elicitation": {"known": 0.7, "elicited": 0.6, "learnt": 0.2, "lost": 0.02},
             }
             for i, kind in enumerate(kinds)
         },
+        "elicitation": {"known": 0.7, "elicited": 0.6, "learnt": 0.2, "lost": 0.02},
         "phases": phases, "history": history, "probe": {"exact_match": [0.81, 0.80], "loss": [1.0, 1.02]},
         "parameters": {"trainable": 12288, "total": 1_200_000}, "seconds": 12.0, "seconds_per_episode": 0.0421,
         "online": {"right_before": 0.3, "right_after": 0.7, "learnt_on": episodes}, "adapted": None,

@@ -73,6 +73,14 @@ def test_where_the_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert set(written) == {where}
 
 
+def test_an_unfinished_run_beside_others_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "good", results(), log=False)
+    (write(tmp_path / "begun", results()) / "results.json").unlink()
+    compare([tmp_path], None)
+    assert f"warning: {tmp_path / 'begun'} is not finished and is left out" in capsys.readouterr().out
+    assert (tmp_path / "complete_comparison.png").exists()
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     """All that is wrong is said at once, each with its folder; all of it ends with exit code 2."""
     (tmp_path / "empty").mkdir()

@@ -70,6 +70,7 @@ def test_several_runs_side_by_side(make_run, tmp_path):
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_exact_match_comes_first_where_any_run_has_it(make_run, tmp_path):
     runs = [make_run("text", metrics=("loss",), main_metric="loss"), make_run("asked", main_metric="exact_match")]
     text = text_of(write_report(runs, tmp_path / "report.html"))
@@ -108,6 +109,7 @@ def test_a_metric_that_one_task_alone_has(make_run, tmp_path):
     assert first.startswith("naive&#39;s exact match ended 30.0 points below")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_name_for_one_thing(make_run, tmp_path):
     text = text_of(write_report([make_run()], tmp_path / "report.html"))
     for head in ("learning accuracy ↑", "anytime average ↑", "when learnt ↓", "anytime average ↓"):
@@ -117,6 +119,7 @@ def test_one_name_for_one_thing(make_run, tmp_path):
     assert "learning accuracy ↓" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_probe_is_whatever_the_settings_name(make_run, tmp_path):
     text = text_of(write_report([make_run()], tmp_path / "report.html"))
     assert "could do before, which no task trains" not in text
@@ -124,6 +127,7 @@ def test_the_probe_is_whatever_the_settings_name(make_run, tmp_path):
     assert "even when it is joint" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_skipped_steps_come_first(make_run, tmp_path):
     text = text_of(write_report([make_run(EVIL, skipped=7, folder="x")], tmp_path / "report.html"))
     warning = '<p class="warning">&lt;script&gt;alert(1)&lt;/script&gt;: 7 of 30 steps were skipped'
@@ -131,6 +135,7 @@ def test_skipped_steps_come_first(make_run, tmp_path):
     assert 'class="warning"' not in text_of(write_report([make_run(skipped=0)], tmp_path / "report.html"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rows_of_each_task(make_run, tmp_path):
     """The counts as results.json has them; who has few rows to be scored on is named."""
     data = {
@@ -147,6 +152,7 @@ def test_rows_of_each_task(make_run, tmp_path):
     assert "Duplicates: further rows" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_column_has_one_number_of_decimals(make_run, tmp_path):
     """Losses of 12.5 before, 0.0001 when learnt and at the end: three decimals for all."""
 
@@ -159,6 +165,7 @@ def test_a_column_has_one_number_of_decimals(make_run, tmp_path):
     assert "e-04" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_can_only_show_zeros_is_not_drawn(make_run, tmp_path):
     """Exact match 0 throughout: the loss alone has figures. Of joint training no forgetting is drawn."""
 
@@ -220,6 +227,7 @@ def test_an_unfinished_run_and_an_empty_one(make_run, tmp_path):
     assert write_plots(empty) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_probe_taken_once_has_no_end(make_run, tmp_path):
     page = write_report([make_run(metrics=("loss",), probe={"loss": [2.0]})], tmp_path / "report.html")
     assert "<td>loss</td><td>2.000</td><td>–</td><td>–</td>" in text_of(page)
@@ -244,7 +252,7 @@ def test_plots_go_into_the_run_folder(make_run):
 
 
 def test_a_run_that_is_told_tasks_stands_twice(make_run, told_run, tmp_path):
-    """Told 90 % at the end, inferred 45 %; the inferred metrics have no section and no files of their own."""
+    """Told 90 % at the end, inferred 45 %; the inferred metrics have no section of their own."""
     run = told_run()
     text = text_of(write_report([run, make_run()], tmp_path))
     assert "<h2>Exact match <" in text
@@ -258,12 +266,17 @@ def test_a_run_that_is_told_tasks_stands_twice(make_run, told_run, tmp_path):
     assert "<td>not needed</td>" in text
     assert "packnet: the strategy answers by task." in text
     assert 'alt="The runs compared: exact match of packnet (task told), packnet (task inferred), naive.' in text
-    assert not any("inferred" in path.name for path in write_plots(run))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_that_is_told_tasks_has_no_files_of_inferred_metrics(make_run, told_run, tmp_path):
+    assert not any("inferred" in path.name for path in write_plots(told_run()))
     alone = text_of(write_report([make_run("plain")], tmp_path / "alone.html"))
     assert "answers by task" not in alone
     assert "task of a row" not in alone
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_inferred_as_it_is_told_is_drawn_once(told_run, tmp_path):
     def scored(row, column, metric, joint):
         return 0.5 if metric.startswith("exact_match") else 1.0
@@ -273,6 +286,7 @@ def test_what_is_inferred_as_it_is_told_is_drawn_once(told_run, tmp_path):
     assert text.count('<th scope="row">packnet (task inferred)</th><td>50.0 %</td>') == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_regression_is_told_and_not_inferred(told_run, tmp_path):
     text = text_of(write_report([told_run(metrics=("loss",), main_metric="loss")], tmp_path / "report.html"))
     assert '<th scope="row">packnet (task told)</th>' in text
@@ -280,6 +294,7 @@ def test_a_regression_is_told_and_not_inferred(told_run, tmp_path):
     assert "<td>told</td>" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_drift_and_usage(make_run, told_run, tmp_path):
     run = told_run()
     text = text_of(write_report([run], tmp_path / "report.html"))
@@ -294,6 +309,7 @@ def test_drift_and_usage(make_run, told_run, tmp_path):
     assert "Weights</h2>" not in text_of(write_report([make_run("plain")], tmp_path / "plain.html"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_drift_of_an_unfinished_run_is_in_its_log(told_run, tmp_path):
     run = told_run(results=False)
     with (run / "metrics.jsonl").open("a") as log:
@@ -305,6 +321,7 @@ def test_drift_of_an_unfinished_run_is_in_its_log(told_run, tmp_path):
     assert '<th scope="row">a</th><td>7</td><td>0</td><td>50.0 %</td><td>50.0 %</td>' in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_mistakes_are_told_in_words(make_run, tmp_path, monkeypatch):
     run = make_run(metrics=("loss",))
     page = write_report([run], tmp_path / "report.html")

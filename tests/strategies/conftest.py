@@ -49,7 +49,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "ewc-online": lambda: EWC(strength=5.0, decay=0.5, samples=5),
     "ewc-true": lambda: EWC(strength=5.0, fisher="true"),
     "si": lambda: SI(strength=5.0, damping=0.01),
-    "mas": lambda: MAS(strength=0.5, samples=7),
+    "mas": lambda: MAS(strength=0.5, samples=5),
     "replay-tokens": lambda: Replay(capacity="900B", ratio=0.7, unit="tokens"),
     "replay-balanced": lambda: Replay(BalancedBuffer(5, seed=3)),
     "replay-ring": lambda: Replay(capacity=5, memory="ring"),
@@ -154,7 +154,7 @@ EXEMPT: dict[str, str] = {
         "trains prompts before a frozen model from the first task on",
     ),
 }
-ROWS, BATCH, EPOCHS = 10, 4, 2
+BATCH, EPOCHS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,11 @@ class World:
     def learner(self, strategy: Strategy, **changes: Any) -> Learner:
         settings = {"optimizer": {"type": "adamw", "lr": 1e-2, "weight_decay": 0.1}, "batch_size": BATCH, **changes}
         return Learner(self.make_model(), strategy, self.objective, validate(TrainingSettings, settings, "test"), 0)
+
+    @property
+    def steps(self) -> int:
+        """Steps of a task, where a strategy adds none."""
+        return len(self.source(0)) * EPOCHS
 
     def source(self, index: int) -> KeyedSource:
         task = self.tasks[index]
@@ -188,14 +193,21 @@ class World:
         return learner
 
 
-def _rows(task: str, make: Callable[[torch.Generator], tuple[Any, Any]], seed: int) -> tuple[Example, ...]:
+Draw = Callable[[torch.Generator], tuple[Any, Any]]
+
+
+def _rows(task: str, count: int, draw: Draw, seed: int) -> tuple[Example, ...]:
     rng = torch.Generator().manual_seed(seed)
-    pairs = [make(rng) for _ in range(ROWS)]
+    pairs = [draw(rng) for _ in range(count)]
     return tuple(Example(f"{task}-{i}", task, x=x, y=y) for i, (x, y) in enumerate(pairs))
 
 
-def _tasks(make: Callable[[torch.Generator], tuple[Any, Any]]) -> tuple[Task, ...]:
-    return tuple(Task(name, _rows(name, make, seed), _rows(name, make, seed + 9)) for seed, name in enumerate("ab"))
+def _tasks(count: int, draw: Draw) -> tuple[Task, ...]:
+    """Two tasks of `count` rows, which are no multiple of the batch."""
+    return tuple(
+        Task(name, _rows(name, count, draw, seed), _rows(name, count, draw, seed + 9))
+        for seed, name in enumerate("ab")
+    )
 
 
 def _ragged(rng: torch.Generator) -> tuple[Any, Any]:
@@ -238,19 +250,19 @@ WORLDS = {
     for world in (
         World(
             "mlp", "classification", lambda: _mlp(3),
-            _tasks(lambda rng: (torch.randn(5, generator=rng), torch.randint(0, 3, (), generator=rng))),
+            _tasks(10, lambda rng: (torch.randn(5, generator=rng), torch.randint(0, 3, (), generator=rng))),
         ),
         World(
             "regression", "regression", lambda: _mlp(1),
-            _tasks(lambda rng: (torch.randn(5, generator=rng), torch.rand((), generator=rng))),
+            _tasks(10, lambda rng: (torch.randn(5, generator=rng), torch.rand((), generator=rng))),
         ),
-        World("llama", "causal_lm", lambda: copy.deepcopy(_llama()), _tasks(_ragged)),
+        World("llama", "causal_lm", lambda: copy.deepcopy(_llama()), _tasks(7, _ragged)),
         World(
             "llama-lora", "causal_lm",
-            lambda: copy.deepcopy(_tuned("lora", r=2, alpha=4, dropout=0.2)), _tasks(_ragged),
+            lambda: copy.deepcopy(_tuned("lora", r=2, alpha=4, dropout=0.2)), _tasks(7, _ragged),
         ),
         World(
-            "llama-soft", "causal_lm", lambda: copy.deepcopy(_tuned("soft-prompt", tokens=3)), _tasks(_ragged)
+            "llama-soft", "causal_lm", lambda: copy.deepcopy(_tuned("soft-prompt", tokens=3)), _tasks(7, _ragged)
         ),
     )
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,9 +22,7 @@ from perdure.training import checkpoint
 from perdure.training.learner import Learner
 from perdure.training.loop import Position, fit
 
-from .conftest import EXEMPT, REFUSED, STRATEGIES, WORLDS
-
-EPOCHS = 2
+from .conftest import EPOCHS, EXEMPT, REFUSED, STRATEGIES, WORLDS
 
 
 def digest(state: Any) -> str:
@@ -69,12 +67,14 @@ def plain_loss(world: Any, model: nn.Module, rows: Any) -> Tensor:
     return F.cross_entropy(output, torch.stack(y))
 
 
-def test_first_task_equals_plain_training_bit_for_bit(world: Any, make_strategy: Callable[[], Strategy]) -> None:
+def test_first_task_equals_plain_training_bit_for_bit(
+    world: Any, make_strategy: Callable[[], Strategy], saving: Saving
+) -> None:
     """Law 1, against a loop written by hand that knows nothing of perdure's."""
     name = next(name for name, make in STRATEGIES.items() if make is make_strategy)
     if name in EXEMPT:
         pytest.skip(f"{name} {EXEMPT[name]}")
-    run = undisturbed(world.name, make_strategy)
+    run = saving(world.name, make_strategy)
 
     model = world.make_model()
     torch.set_rng_state(run.generator)
@@ -114,26 +114,18 @@ class Save:
 
 def killed_and_resumed(world: Any, make: Callable[[], Strategy], at: int, path: Path, lose: str = "") -> Learner:
     """Train `at` steps, save to disk, start afresh from the file, and train to the end."""
-    return resumed(world, make, *saved(world, make, [at], path, lose))
-
-
-def saved(
-    world: Any, make: Callable[[], Strategy], steps: Collection[int], path: Path, lose: str = ""
-) -> Iterator[Save]:
-    """Train, and save to disk after each of these steps."""
     torch.manual_seed(5)
     first = world.learner(make())
     for done, (index, position, _) in enumerate(world.train(first), start=1):
-        if done in steps:
+        if done == at:
             state = first.state_dict()
             if lose == "strategy":
                 state["strategy"] = make_blank(world, make, index)
             elif lose == "rng":
                 state["rng"]["torch"] = torch.Generator().manual_seed(99).get_state()
-            checkpoint.save(path / str(done), state)
-            yield Save(path / str(done), index, position)
-        if done == max(steps):
-            return
+            checkpoint.save(path, state)
+            return resumed(world, make, Save(path, index, position))
+    raise AssertionError("too few steps")
 
 
 def resumed(world: Any, make: Callable[[], Strategy], save: Save) -> Learner:
@@ -165,33 +157,9 @@ def make_blank(world: Any, make: Callable[[], Strategy], index: int) -> dict[str
     return blank.strategy.state_dict()
 
 
-KILLS = (1, 6, 11)
-
-
-@pytest.fixture(scope="module")
-def saves(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], Strategy]], dict[int, Save]]:
-    """What a run saved, by step; one run for each strategy in each world."""
-
-    @cache
-    def get(world_name: str, make: Callable[[], Strategy]) -> dict[int, Save]:
-        found = saved(WORLDS[world_name], make, KILLS, tmp_path_factory.mktemp("saves"))
-        return dict(zip(KILLS, found, strict=True))
-
-    return get
-
-
-@pytest.mark.parametrize("at", KILLS)
-def test_killed_and_resumed_ends_the_same(
-    world: Any, make_strategy: Callable[[], Strategy], at: int, saves: Any
-) -> None:
-    """Law 2: 6 steps a task, so that 1 is in the first, 6 at its end, 11 in the second."""
-    second = resumed(world, make_strategy, saves(world.name, make_strategy)[at])
-    assert everything(world, second) == undisturbed(world.name, make_strategy).everything
-
-
 @dataclass(frozen=True)
-class Undisturbed:
-    """A run that nothing disturbs: what it begins with, is after the first task, and ends with."""
+class Whole:
+    """A run to its end: what it begins with, is after the first task, and ends with; and what it saved, by step."""
 
     generator: Tensor
     losses: list[float]  # of the first task's steps
@@ -199,25 +167,62 @@ class Undisturbed:
     strategy: dict[str, Any]
     everything: str
     frozen: dict[str, tuple[Tensor, Tensor]]  # before and at the end
+    saves: dict[int, Save]
 
 
-@cache
-def undisturbed(world_name: str, make: Callable[[], Strategy]) -> Undisturbed:
-    """One run for each strategy in each world."""
-    world = WORLDS[world_name]
-    torch.manual_seed(5)
-    learner = world.learner(make())
-    generator = torch.get_rng_state()
-    frozen = {n: p.detach().clone() for n, p in learner.model.named_parameters() if not p.requires_grad}
-    learner.begin_task(world.tasks[0], 0)
-    losses = finish_task(world, learner, 0)
-    first = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
-    learner.begin_task(world.tasks[1], 1)
-    finish_task(world, learner, 1)
-    strategy = copy.deepcopy(learner.strategy.state_dict())
-    end = dict(learner.model.named_parameters())
-    kept = {name: (value, end[name].detach()) for name, value in frozen.items()}
-    return Undisturbed(generator, losses, first, strategy, everything(world, learner), kept)
+Saving = Callable[[str, Callable[[], Strategy]], Whole]
+# In the first task, at its end (where the strategy adds no phase), and before the last step of the second.
+KILLS: dict[str, Callable[[int], int]] = {
+    "first step": lambda steps: 1,
+    "end of the first task": lambda steps: steps,
+    "second task": lambda steps: 2 * steps - 1,
+}
+
+
+@pytest.fixture(scope="module")
+def saving(tmp_path_factory: pytest.TempPathFactory) -> Saving:
+    """Train to the end and save on the way; one run for each strategy in each world.
+
+    A save that disturbs the run is seen: what goes on from an earlier one meets no later one.
+    """
+
+    @cache
+    def run(world_name: str, make: Callable[[], Strategy]) -> Whole:
+        world, path = WORLDS[world_name], tmp_path_factory.mktemp("saves")
+        wanted = {when(world.steps) for when in KILLS.values()}
+        torch.manual_seed(5)
+        learner = world.learner(make())
+        generator = torch.get_rng_state()
+        frozen = {n: p.detach().clone() for n, p in learner.model.named_parameters() if not p.requires_grad}
+        losses, saves, done = [], {}, 0
+        first: dict[str, Tensor] = {}
+        for index, task in enumerate(world.tasks):
+            learner.begin_task(task, index)
+            for position, result in fit(learner, world.source(index), learner.phases(task, EPOCHS)):
+                done += 1
+                if index == 0:
+                    losses.append(result.loss)
+                if done in wanted:
+                    checkpoint.save(path / str(done), learner.state_dict())
+                    saves[done] = Save(path / str(done), index, position)
+            learner.end_task()
+            first = first or {n: p.detach().clone() for n, p in learner.model.named_parameters()}
+        strategy = copy.deepcopy(learner.strategy.state_dict())
+        end = dict(learner.model.named_parameters())
+        kept = {name: (value, end[name].detach()) for name, value in frozen.items()}
+        return Whole(generator, losses, first, strategy, everything(world, learner), kept, saves)
+
+    return run
+
+
+@pytest.mark.parametrize("at", KILLS)
+def test_killed_and_resumed_ends_the_same(
+    world: Any, make_strategy: Callable[[], Strategy], at: str, saving: Saving
+) -> None:
+    """Law 2."""
+    whole = saving(world.name, make_strategy)
+    second = resumed(world, make_strategy, whole.saves[KILLS[at](world.steps)])
+    assert everything(world, second) == whole.everything
 
 
 @pytest.mark.parametrize("make", [lambda: Replay(capacity=6), lambda: EWC(strength=5.0)])
@@ -225,7 +230,7 @@ def test_without_its_state_the_run_differs(world: Any, make: Callable[[], Strate
     """Law 3's control: the comparison above can fail."""
     torch.manual_seed(5)
     undisturbed = world.run(world.learner(make()))
-    resumed = killed_and_resumed(world, make, 7, tmp_path / "saved", lose="strategy")
+    resumed = killed_and_resumed(world, make, world.steps + 1, tmp_path / "saved", lose="strategy")
     assert everything(world, resumed) != everything(world, undisturbed)
 
 
@@ -238,10 +243,10 @@ def test_without_the_generator_the_run_differs(mlp_world: Any, tmp_path: Path) -
 
 
 def test_state_round_trip_is_the_identity(
-    world: Any, make_strategy: Callable[[], Strategy], tmp_path: Path
+    world: Any, make_strategy: Callable[[], Strategy], saving: Saving, tmp_path: Path
 ) -> None:
     """Law 3: through the disk and back, into a strategy that has seen nothing."""
-    state = undisturbed(world.name, make_strategy).strategy
+    state = saving(world.name, make_strategy).strategy
     checkpoint.save(tmp_path / "saved", state)
     other = world.learner(make_strategy())
     for i, task in enumerate(world.tasks):
@@ -250,10 +255,10 @@ def test_state_round_trip_is_the_identity(
     assert digest(other.strategy.state_dict()) == digest(state)
 
 
-def test_frozen_parameters_stay_bitwise(world: Any, make_strategy: Callable[[], Strategy]) -> None:
+def test_frozen_parameters_stay_bitwise(world: Any, make_strategy: Callable[[], Strategy], saving: Saving) -> None:
     """Law 5: the first tensor is frozen by hand; with LoRA the whole base is."""
     if world.name.startswith("llama-"):
-        frozen = undisturbed(world.name, make_strategy).frozen
+        frozen = saving(world.name, make_strategy).frozen
     else:
         learner = world.learner(make_strategy())
         next(learner.model.parameters()).requires_grad_(False)
@@ -266,20 +271,28 @@ def test_frozen_parameters_stay_bitwise(world: Any, make_strategy: Callable[[], 
         assert torch.equal(kept, value), name
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_micro_batches_equal_the_big_batch(
-    world: Any, make_strategy: Callable[[], Strategy], dtype: torch.dtype, tolerance: float
-) -> None:
+def test_micro_batches_equal_the_big_batch(world: Any, make_strategy: Callable[[], Strategy]) -> None:
     """Law 6, with ragged lengths where there are lengths; dropout off, for it draws by the batch.
 
+    Language models, which take long, in fp64 alone, whose bound is the sharper one, and in uneven micro-batches.
     Plain SGD: Adam divides by the root of a second moment that is near zero at first and blows rounding up.
     """
+    if world.objective == "causal_lm":
+        check_micro_batches(world, make_strategy, (3,), torch.float64, 1e-10)
+    else:
+        check_micro_batches(world, make_strategy, (2, 3), torch.float64, 1e-10)
+        check_micro_batches(world, make_strategy, (3,), torch.float32, 1e-5)
+
+
+def check_micro_batches(
+    world: Any, make: Callable[[], Strategy], sizes: tuple[int, ...], dtype: torch.dtype, tolerance: float
+) -> None:
     torch.set_default_dtype(dtype)
     try:
         ends = []
-        for micro in (None, 2, 3) if dtype == torch.float64 else (None, 3):
+        for micro in (None, *sizes):
             learner = world.learner(
-                make_strategy(), micro_batch_size=micro, optimizer={"type": "sgd", "lr": 0.05, "momentum": 0.9}
+                make(), micro_batch_size=micro, optimizer={"type": "sgd", "lr": 0.05, "momentum": 0.9}
             )
             learner.model.to(dtype)
             for module in learner.model.modules():
@@ -331,12 +344,12 @@ def test_a_chain_member_never_shifts_anothers_draws(mlp_world: Any) -> None:
         assert torch.equal(alone.importance[name], behind.importance[name])
 
 
-def check_no_trace(world: Any, learner: Learner, task: int) -> None:
-    """A step on a model that says nan, after two of the task, is refused; the state is as before it, draws too."""
-    done = 0
+def check_no_trace(world: Any, learner: Learner) -> None:
+    """A step on a model that says nan, after two of each task, is refused; the state is as before it, draws too."""
+    done = [0, 0]
     for index, _, _ in world.train(learner):
-        done += index == task
-        if done == 2:
+        done[index] += 1
+        if done[index] == 2:
             before = digest(learner.state_dict())
             spoilt = learner.model.register_forward_hook(_nan)
             with pytest.raises(NonFiniteError):
@@ -344,7 +357,8 @@ def check_no_trace(world: Any, learner: Learner, task: int) -> None:
             spoilt.remove()
             assert digest(learner.state_dict()) == before
             assert all(p.grad is None for p in learner.model.parameters())
-            return
+            if index == 1:
+                return
     raise AssertionError("too few steps")
 
 
@@ -355,9 +369,8 @@ def _nan(module: nn.Module, inputs: Any, output: Any) -> Any:
     return output
 
 
-@pytest.mark.parametrize("task", [0, 1], ids=["first task", "second task"])
-def test_a_step_that_failed_leaves_no_trace(world: Any, make_strategy: Callable[[], Strategy], task: int) -> None:
-    check_no_trace(world, world.learner(make_strategy()), task)
+def test_a_step_that_failed_leaves_no_trace(world: Any, make_strategy: Callable[[], Strategy]) -> None:
+    check_no_trace(world, world.learner(make_strategy()))
 
 
 def _forgetful(make: Callable[[], Strategy]) -> Strategy:
@@ -370,7 +383,7 @@ def _forgetful(make: Callable[[], Strategy]) -> Strategy:
 @pytest.mark.parametrize("name", ["replay", "replay-tokens", "replay-once", "derpp", "agem", "replay+ewc"])
 def test_draws_that_are_not_given_back_are_caught(name: str, mlp_world: Any) -> None:
     with pytest.raises(AssertionError):
-        check_no_trace(mlp_world, mlp_world.learner(_forgetful(STRATEGIES[name])), 1)
+        check_no_trace(mlp_world, mlp_world.learner(_forgetful(STRATEGIES[name])))
 
 
 def test_an_error_within_a_step_leaves_no_trace(mlp_world: Any) -> None:

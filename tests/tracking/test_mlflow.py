@@ -22,6 +22,8 @@ from perdure.errors import ConfigError
 from perdure.tracking import MLflow, tracker
 from perdure.tracking.mlflow import KEY, _key, _public
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SCORES = {f"{metric}/{task}" for metric in ("loss", "exact_match") for task in ("ones", "threes")}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,6 +75,9 @@ STREAMS: dict[str, dict[str, Any]] = {
     "tasks": {"task_every": 2, "strategy": "ema", "drift": "gradual", "curriculum": "easy-first"},
     "reptile": {"method": "reptile", "overrides": ["meta.shots=2", "meta.inner_steps=2"]},
     "maml": {"method": "maml", "overrides": ["meta.shots=2", "meta.inner_steps=2"]},
+    "multi-lora": {"method": "multi-lora", "replay": "ring", "memory": "6", "kinds": "math,grid"},
+    "policy": {"method": "soft-prompt", "replay": "loss_descending", "memory": "4"},
+    "derpp": {"strategy": "derpp", "overrides": ["continual_strategy={derpp: {offer: step}}", "lora.dropout=0.1"]},
 }
 
 
@@ -180,6 +184,54 @@ def test_tasks_end_where_they_should_and_show_the_rows_that_were_learnt(tmp_path
     assert [index for _, index, _ in begun] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(("boundary", "horizons"), [("reset", [4, 2, 2, 4]), ("continue", [12, 12, 12, 12])])
+def test_a_schedule_s_horizon_is_the_task_s_where_it_begins_anew(
+    tmp_path: Path, boundary: str, horizons: list[int]
+) -> None:
+    """Two passes over tasks of 2, 1, 1 and 2 episodes: the rate of a linear schedule falls to 0 over each."""
+    online = Online(
+        plan(
+            [f"schedule={{type: linear, at_boundary: {boundary}}}"],
+            task_every=2, strategy="ewc", kinds="math,grid", drift="blocks", passes=2,
+        ),
+        RunFolder(tmp_path / "run"),
+    )  # fmt: skip
+    found: list[int | None] = []
+    begin = online.plan.learner.begin_task
+
+    def see(task: Task, index: int, total: int | None = None, resuming: bool = False) -> None:
+        found.append(total)
+        begin(task, index, total, resuming)
+
+    online.plan.learner.begin_task = see  # type: ignore[method-assign]
+    online.execute()
+    assert found == horizons
+
+
+def test_other_versions_are_told_and_kept(tmp_path: Path, stream: Callable[[Path], None]) -> None:
+    stream(tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(re.sub(r"torch: \S+", "torch: 1.0.0", config.read_text()))
+    said: list[str] = []
+    display = Display()
+    display.say = said.append  # type: ignore[method-assign]
+    online = Online(plan(), RunFolder(tmp_path / "run"), display, again="perdure arena")
+    online.execute()
+    assert [line for line in said if "torch" in line and line.startswith("warning: versions")]
+    [change] = RunFolder(tmp_path / "run").recorded()["changes"]
+    assert (change["episode"], "1.0.0" in change["changed"]) == (2, True)
+
+
+def test_a_pool_is_no_larger_than_its_levels_allow() -> None:
+    said: list[str] = []
+    display = Display()
+    display.say = said.append  # type: ignore[method-assign]
+    asked = Options(episodes=2, eval_tasks=10, kinds="operator", levels="1")
+    made = make_plan(settings_of(asked, ["pool=400", "probe=false"]), display)
+    assert 0 < len(made.episodes.rows) < 48
+    assert any("operator" in line and "in place of 400" in line for line in said)
+
+
 @pytest.mark.parametrize("strategy", ["ewc", "lwf+replay"])
 def test_a_strategy_that_needs_an_end_is_refused_where_there_is_none(strategy: str) -> None:
     with pytest.raises(ConfigError, match="--task-every N"):
@@ -247,7 +299,7 @@ def test_the_state_matters(tmp_path: Path, stream: Callable[[Path], None]) -> No
         stopped(tmp_path / name, 3, window=3)
     place = tmp_path / "without" / f"{PREFIX}00003"
     state = checkpoint.load(place / STATE)
-    checkpoint.save(place / STATE, {**state, "teacher": {"window": []}})
+    checkpoint.save(place / STATE, {**state, "updates": {"window": []}})
     for name in ("whole", "without"):
         run(tmp_path / name, window=3)
     assert outcome(tmp_path / "whole") != outcome(tmp_path / "without")

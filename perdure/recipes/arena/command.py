@@ -21,7 +21,7 @@ from perdure.training.folder import RECORDED, RunFolder
 if TYPE_CHECKING:
     from perdure.training.learner import Learner
     from perdure.training.online import OnlinePlan
-    from perdure.training.teach import MetaLearner, Teacher
+    from perdure.training.update import MetaLearner, Updates
     from perdure.types import Example
 
 
@@ -70,13 +70,21 @@ def _read(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: cannot be read: {error}. Remove it, and go on with --resume") from error
 
 
+def read_settings(folder: RunFolder) -> ArenaSettings:
+    """The settings of the arena run that is here.
+
+    Raises:
+        ConfigError: its config.yaml was changed into something unreadable.
+    """
+    values = read_yaml(folder.config)
+    values.pop(RECORDED, None)
+    return validate(ArenaSettings, values, str(folder.config))
+
+
 def _changes(folder: RunFolder, settings: ArenaSettings) -> list[str]:
     from perdure.training.plan import changed_settings
 
-    values = read_yaml(folder.config)
-    values.pop(RECORDED, None)
-    theirs = validate(ArenaSettings, values, str(folder.config))
-    return changed_settings(_fixed(theirs), _fixed(settings))
+    return changed_settings(_fixed(read_settings(folder)), _fixed(settings))
 
 
 def _fixed(settings: ArenaSettings) -> dict[str, Any]:
@@ -99,6 +107,7 @@ def make_plan(
     from perdure.config import EvaluationSettings
     from perdure.models.adapters import count_parameters, count_virtual_tokens, tune
     from perdure.models.load import NANO, identify, load
+    from perdure.models.objectives import count_targets
     from perdure.recipes.arena.exam import ArenaExam, to_rows
     from perdure.strategies.build import build
     from perdure.streams.encode import Encoder
@@ -146,8 +155,11 @@ def make_plan(
         measure, held_out, probe, nano, online.episodes, _adapting(settings, learner, meta, rows) if meta else None
     )
     trainable, total = count_parameters(model)
+    each = " for each kind" if settings.method == "multi-lora" else ""
+    for kind, (asked, found) in short_of(settings, pool).items():
+        display.say(f"{kind}: {found} problems to draw from in place of {asked}: these levels have no more")
     display.say(
-        f"{settings.method} on {language.name}: {trainable:,} of {total:,} parameters trainable; "
+        f"{settings.method} on {language.name}: {trainable:,} of {total:,} parameters trainable{each}; "
         f"{online.episodes} episodes from {len(pool):,} problems, examined on {len(held_out)} others"
     )
     identity = {
@@ -163,11 +175,11 @@ def make_plan(
         recorded,
         online,
         learner,
-        _teacher(settings, learner, meta),
+        _updates(settings, learner, meta),
         episodes,
         measure,
         exam,
-        exam.longest,
+        max(exam.longest, *(count_targets(row, "causal_lm") for row in rows)),
         lambda path: write_model(strategy, model, language.tokenizer, path),
         identity,
         tuple(trackers),
@@ -205,7 +217,13 @@ def check_boundaries(settings: ArenaSettings) -> None:
 
 
 def problems(settings: ArenaSettings) -> tuple[list[Item], list[Item]]:
-    """The pool that episodes draw from and the held-out problems, equally many of each kind, strictly apart."""
+    """The pool that episodes draw from and the held-out problems, equally many of each kind, strictly apart.
+
+    Where the levels of a kind have no more, the pool has fewer of it.
+
+    Raises:
+        ConfigError: there are not enough held-out problems of a kind, or no others beside them.
+    """
     pool: list[Item] = []
     held_out: list[Item] = []
     for number, kind in enumerate(settings.kinds):
@@ -223,15 +241,31 @@ def problems(settings: ArenaSettings) -> tuple[list[Item], list[Item]]:
                 levels=settings.levels,
                 forms=settings.forms,
                 apart=True,
+                fewer=True,
             )
             check_disjoint(train, held, apart=True)
         except ValueError as error:
-            raise ConfigError(f"{error}; --set pool=N and --eval-tasks N say how many are drawn") from error
+            raise ConfigError(f"{error}; --eval-tasks N says how many are held out") from error
+        if not train:
+            raise ConfigError(
+                f"kind '{kind}' has no problems at these levels beside the {len(held)} that are held out; give a "
+                "smaller --eval-tasks, or more --levels"
+            )
         pool += train
         held_out += held
     if settings.answers == "short":
         return [short(item) for item in pool], [short(item) for item in held_out]
     return pool, held_out
+
+
+def short_of(settings: ArenaSettings, pool: Sequence[Item]) -> dict[str, tuple[int, int]]:
+    """Kinds of which the pool has fewer problems than were asked for: how many were, and how many it has."""
+    found = {}
+    for number, kind in enumerate(settings.kinds):
+        asked = _share(settings.pool, number, len(settings.kinds))
+        if (held := sum(item.kind == kind for item in pool)) < asked:
+            found[kind] = (asked, held)
+    return found
 
 
 def _share(total: int, number: int, parts: int) -> int:
@@ -240,7 +274,7 @@ def _share(total: int, number: int, parts: int) -> int:
 
 
 def _meta(settings: ArenaSettings, learner: Learner) -> MetaLearner | None:
-    from perdure.training.teach import FirstOrderMAML, Reptile
+    from perdure.training.update import FirstOrderMAML, Reptile
 
     meta = settings.meta
     if settings.method == "reptile":
@@ -250,8 +284,8 @@ def _meta(settings: ArenaSettings, learner: Learner) -> MetaLearner | None:
     return None
 
 
-def _teacher(settings: ArenaSettings, learner: Learner, meta: MetaLearner | None) -> Teacher:
-    from perdure.training.teach import Window
+def _updates(settings: ArenaSettings, learner: Learner, meta: MetaLearner | None) -> Updates:
+    from perdure.training.update import Window
 
     return meta or Window(learner, settings.online.window, settings.online.passes)
 

@@ -26,9 +26,11 @@ def compare(runs: Sequence[Path], out: Path | None) -> None:
         runs: folders of a run each, or folders that hold runs.
         out: where to write; None: the folder that holds them all.
 
+    Runs that are not finished are left out, and named, where they lie in a folder with others.
+
     Raises:
-        RunError: a folder is no arena run and holds none, or a run is not finished or not as `perdure arena` writes
-            it; all of them are named.
+        RunError: a folder is no arena run and holds none, or a run that was named is not finished, or not as
+            `perdure arena` writes it; all of them are named.
         NewerFormatError: a later perdure wrote one.
         StorageError: a file cannot be written; an earlier one is intact.
     """
@@ -38,8 +40,15 @@ def compare(runs: Sequence[Path], out: Path | None) -> None:
     from perdure.report.arena_pool import pooled
     from perdure.report.arena_summary import SUMMARY, summary
     from perdure.report.arena_table import TABLE, results_table
+    from perdure.report.read import RESULTS
 
-    groups = pooled(_read(find_runs(runs)))
+    found = find_runs(runs)
+    finished = [path for path in found if (path / RESULTS).is_file() or path in runs]
+    if finished:
+        for path in found:
+            if path not in finished:
+                print(f"warning: {path} is not finished and is left out; `perdure arena ... --resume` ends it")
+    groups = pooled(_read(finished or found))
     out = out or Path(os.path.commonpath([path.resolve() for path in runs]))
     write_bytes(out / COMPARISON, comparison(groups))
     write_bytes(out / TABLE, results_table(groups))

@@ -12,13 +12,13 @@ from perdure.evaluation.intervals import wilson
 from perdure.streams.arena import IN_PRETRAINING, Item, plain
 from perdure.streams.arena.judge import scores
 from perdure.streams.encode import Encoder
-from perdure.streams.sources import Row
-from perdure.streams.text import MESSAGES, conversation
+from perdure.streams.text import exchange
 from perdure.training.measure import Measure
 from perdure.training.plan import PROBE
-from perdure.types import Example, Segment
+from perdure.types import Example
 
 Adapt = Callable[[str], AbstractContextManager[None]]
+Marks = list[tuple[str, Mapping[str, float]]]  # kind and scores of each problem
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,11 +56,7 @@ def to_rows(items: Sequence[Item], encoder: Encoder) -> list[Example]:
 
 def to_example(item: Item, tokenizer: Any) -> Example:
     """A problem as an example, not yet encoded; its kind is its task."""
-    segments: tuple[Segment, ...] = (Segment(item.prompt), Segment(item.answer, learn=True))
-    if getattr(tokenizer, "chat_template", None):
-        turns = [("user", item.prompt), ("assistant", item.answer.strip())]
-        messages = [{"role": role, "content": text} for role, text in turns]
-        segments = conversation(Row({MESSAGES: messages}, f"arena problem {item.key}", 0), tokenizer)
+    segments = exchange(item.prompt, item.answer, tokenizer, f"arena problem {item.key}")
     return Example(item.key, item.kind, segments, fields={"kind": item.kind, "level": item.level})
 
 
@@ -129,16 +125,19 @@ class ArenaExam:
             "plain": None,
             "plain_kinds": None,
             "adapted": None,
+            "readings": None,
         }
         if learner.infers:
             entry["inferred"] = _summary(self._marks(self.paper, told=False))["exact_match"]
         if episode in (0, self._last):
+            found: Marks = []
             if self.plain is not None:
                 found = self._marks(self.plain)
                 entry["plain"] = {name: _summary(found)[name] for name in ("exact_match", "stated")}
                 entry["plain_kinds"] = {kind: mean["exact_match"] for kind, mean in _by_kind(found).items()}
             if self._adapt is not None:
                 entry["adapted"] = self._adapted(self._adapt)
+            entry["readings"] = readings(marks, found)
         return entry
 
     def _adapted(self, adapt: Adapt) -> dict[str, Any]:
@@ -150,9 +149,7 @@ class ArenaExam:
         kinds = {kind: mean["exact_match"] for kind, mean in _by_kind(marks).items()}
         return {"exact_match": _summary(marks)["exact_match"], "kinds": kinds}
 
-    def _marks(
-        self, paper: Paper, kind: str | None = None, told: bool = True
-    ) -> list[tuple[str, Mapping[str, float]]]:
+    def _marks(self, paper: Paper, kind: str | None = None, told: bool = True) -> Marks:
         """Kind and scores of each problem."""
         chosen = [i for i, item in enumerate(paper.items) if kind is None or item.kind == kind]
         prompts = [paper.prompts[i] for i in chosen]
@@ -164,6 +161,22 @@ class ArenaExam:
         ]
 
 
+def readings(asked: Marks, plain: Marks) -> dict[str, dict[str, str]]:
+    """By kind, a "1" or "0" for each problem in order, in each reading of its answers: "exact", "stated", "plain".
+
+    Args:
+        asked: marks of the problems as they are asked.
+        plain: marks of those in the wording of pretraining; all of a kind, or none of it, which leaves "plain" out.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for marks, names in ((asked, {"exact": "exact_match", "stated": "stated"}), (plain, {"plain": "exact_match"})):
+        for kind, mark in marks:
+            own = found.setdefault(kind, {})
+            for reading, score in names.items():
+                own[reading] = own.get(reading, "") + ("1" if mark[score] else "0")
+    return found
+
+
 def _ids(row: Example) -> Any:
     assert row.x is not None
     return row.x
@@ -173,7 +186,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _summary(marks: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, Any]:
+def _summary(marks: Marks) -> dict[str, Any]:
     right = sum(mark["exact_match"] for _, mark in marks)
     return {
         "rows": len(marks),
@@ -183,7 +196,7 @@ def _summary(marks: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, Any]
     }
 
 
-def _by_kind(marks: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
+def _by_kind(marks: Marks) -> dict[str, dict[str, Any]]:
     kinds: dict[str, list[Mapping[str, float]]] = {}
     for kind, mark in marks:
         kinds.setdefault(kind, []).append(mark)

@@ -112,11 +112,46 @@ class ArenaSettings(TrainingSettings):
         parts = self.strategy.split("+")
         if (self.method == "multi-lora") != ("multi-lora" in parts):
             raise ValueError("method: multi-lora and the strategy multi-lora go together; give --method multi-lora")
-        if self.method in META and (self.strategy != "naive" or (self.online.window, self.online.passes) != (1, 1)):
-            raise ValueError(
-                f"method: {self.method} has a loop of its own: no strategy, window or passes beside it"
-            )
+        if self.method in META:
+            self._check_meta()
+        self._check_stream()
         return self
+
+    def _check_meta(self) -> None:
+        """A meta-learner's loops take none of what belongs to the ordinary step."""
+        online = self.online
+        plain = self.strategy == "naive" and (online.window, online.passes, online.task_every) == (1, 1, None)
+        if not plain:
+            raise ValueError(
+                f"method: {self.method} has a loop of its own: no strategy, window, passes or task_every beside it"
+            )
+        if self.precision == "fp16":
+            raise ValueError(f"method: {self.method} does not scale its losses, which fp16 needs; use bf16 or fp32")
+
+    def _check_stream(self) -> None:
+        """Refuse what would change nothing."""
+        online = self.online
+        if online.drift != "off" and len(self.kinds) == 1:
+            raise ValueError(f"online.drift: {online.drift} goes from one kind to the next, and there is one alone")
+        if online.drift == "blocks" and online.episodes < len(self.kinds):
+            raise ValueError(
+                f"online.drift: blocks of {len(self.kinds)} kinds need as many episodes, got {online.episodes}"
+            )
+        if online.curriculum != "off" and len(self.levels) == 1:
+            raise ValueError(f"online.curriculum: {online.curriculum} goes through levels, and there is one alone")
+        every = online.task_every
+        if every is None:
+            return
+        if every >= online.episodes:
+            raise ValueError(
+                f"online.task_every: no task ends within {online.episodes} episodes if each has {every}; give fewer"
+            )
+        continued = (self.optimizer.at_boundary, self.schedule.at_boundary) == ("continue", "continue")
+        if self.strategy == "naive" and continued:
+            raise ValueError(
+                "online.task_every: nothing takes note of a task's end; give a strategy that does, as in "
+                "--strategy online-ewc"
+            )
 
     @property
     def tuning(self) -> Tuning:
@@ -172,6 +207,7 @@ def settings_of(options: Options, overrides: Sequence[str]) -> ArenaSettings:
     method = options.method or chosen["method"]
     if method not in get_args(Method):
         raise ConfigError(f"--method: {unknown_name('method', method, get_args(Method))}")
+    _refuse_idle(options, method)
     strategy, given = _strategy(options, method)
     values: dict[str, Any] = {
         "model": model,
@@ -209,6 +245,18 @@ def settings_of(options: Options, overrides: Sequence[str]) -> ArenaSettings:
         "seed": options.seed,
     }
     return validate(ArenaSettings, apply_overrides(_said(**values), overrides), "perdure arena")
+
+
+def _refuse_idle(options: Options, method: str) -> None:
+    """Refuse an option that the method has no use for."""
+    if method in ("full", "soft-prompt"):
+        for name, value in (("--lora-r", options.lora_r), ("--lora-alpha", options.lora_alpha)):
+            if value is not None:
+                raise ConfigError(
+                    f"{name}: --method {method} has no LoRA adapter; leave it out, or use --method lora"
+                )
+    if method != "soft-prompt" and options.soft_tokens is not None:
+        raise ConfigError(f"--soft-tokens: --method {method} has no soft prompt; use --method soft-prompt")
 
 
 def _said(**values: Any) -> dict[str, Any]:
@@ -265,8 +313,15 @@ def _memory(name: str, capacity: str | None) -> Mapping[str, Any]:
 
 
 def default_out(settings: ArenaSettings) -> Path:
-    """Where a run goes when nothing is said."""
-    model = Path(settings.model).name
-    added = "" if settings.strategy in ("naive", "multi-lora") else f"-{settings.strategy}"
-    drift = "" if settings.online.drift == "off" else f"-{settings.online.drift}"
-    return Path("runs") / f"arena-{model}-{settings.method}{added}{drift}-seed{settings.seed}"
+    """Where a run goes when nothing is said: named by what is most often compared."""
+    online, parts = settings.online, ["arena", Path(settings.model).name, settings.method]
+    if settings.strategy not in ("naive", "multi-lora"):
+        parts.append(settings.strategy)
+    parts += [value for value in (online.drift, online.curriculum) if value != "off"]
+    if online.learn_on != "all":
+        parts.append(online.learn_on)
+    if settings.kinds != KINDS:
+        parts.append("+".join(settings.kinds))
+    if settings.levels != LEVELS:
+        parts.append("levels" + "".join(map(str, settings.levels)))
+    return Path("runs") / "-".join([*parts, f"seed{settings.seed}"])

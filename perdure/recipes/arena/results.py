@@ -109,7 +109,8 @@ def summarise(history: Sequence[Entry]) -> dict[str, Any]:
         "rouge_l": None
         if first["rouge_l"] is None
         else {name: entry["rouge_l"] for name, entry in moments.items()},
-        "history": list(history),
+        "elicitation": split(first["readings"], last["readings"]),
+        "history": [{name: value for name, value in entry.items() if name != "readings"} for entry in history],
     }
 
 
@@ -123,7 +124,40 @@ def _of_kind(kind: str, moments: Mapping[str, Entry]) -> dict[str, Any]:
         "intervals": {name: list(wilson(round(share * rows), rows)) for name, share in shares.items()},
         "stated": {name: entry["stated_kinds"][kind] for name, entry in moments.items()},
         "plain": plain if None not in plain.values() else None,
+        "elicitation": split(
+            *({kind: moments[name]["readings"][kind]} for name in ("initial", "final")),
+        ),
     }
+
+
+def split(before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
+    """What the rise of exact match is made of, row by row, as shares of all rows.
+
+    Args:
+        before: before learning, by kind: "1" or "0" for each row in each reading: "exact", "stated", maybe "plain".
+        after: the same after it.
+
+    Returns:
+        "known": right before in some reading; "elicited": exact after and not before, though known; "learnt": exact
+        after, and known in no reading; "lost": exact before and not after. Exact match rises by elicited + learnt -
+        lost.
+    """
+    counts = dict.fromkeys(("known", "elicited", "learnt", "lost"), 0)
+    total = 0
+    for kind, were in before.items():
+        for *others, was, now in zip(
+            *(marks for reading, marks in were.items() if reading != "exact"),
+            were["exact"],
+            after[kind]["exact"],
+            strict=True,
+        ):
+            total += 1
+            known = "1" in (was, *others)
+            counts["known"] += known
+            counts["elicited"] += known and was == "0" and now == "1"
+            counts["learnt"] += not known and now == "1"
+            counts["lost"] += was == "1" and now == "0"
+    return {name: count / total for name, count in counts.items()}
 
 
 def phases(history: Sequence[Entry]) -> list[dict[str, Any]]:

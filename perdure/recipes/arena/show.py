@@ -56,7 +56,7 @@ def _by_kind(run: ArenaRun) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from perdure.report.arena_words import points, score, split_kind
+    from perdure.report.arena_words import points, score
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("kind, %", overflow="fold", min_width=10)
@@ -64,7 +64,7 @@ def _by_kind(run: ArenaRun) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     for kind, scores in run.kinds.items():
         exact = scores.exact
-        known = words.value("exact_match", split_kind(scores).known).removesuffix(" %")
+        known = words.value("exact_match", scores.split.known).removesuffix(" %")
         ends = score(exact.initial, unit=False), score(exact.final, unit=False)
         table.add_row(Text(words.label(kind)), words.count(scores.rows), *ends, points(exact.gain), known)
     return table

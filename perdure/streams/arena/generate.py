@@ -30,6 +30,7 @@ def generate(
     levels: Sequence[int] = LEVELS,
     forms: int | None = FORMS,
     apart: bool = False,
+    fewer: bool = False,
 ) -> list[Item]:
     """Draw `count` items, distinct by normalised prompt; no two are one problem in different words either.
 
@@ -42,9 +43,10 @@ def generate(
         levels: mixed evenly where `level` is None, as long as each has items left.
         forms: how many wordings of the prompt are used, 1 to 12 or None for all; evenly where it divides 12.
         apart: no two items are kin either (`Item.kin`): of rows of numbers that begin alike there is one.
+        fewer: where the kind cannot supply so many distinct items, give those that were found.
 
     Raises:
-        ValueError: for an unknown kind or level, or when the kind cannot supply so many distinct items.
+        ValueError: for an unknown kind or level, or when the kind cannot supply so many, unless `fewer` are taken.
     """
     kind_of(kind)
     check_levels(levels if level is None else (level,))
@@ -59,6 +61,8 @@ def generate(
         texts = _texts(item, apart)
         if texts & seen or partition(kind, item.facts) != "arena":
             misses += 1
+            if misses > _LIMIT and fewer:
+                break
             if misses > _LIMIT:
                 raise ValueError(_exhausted(kind, level, count, len(items)))
             continue

@@ -15,9 +15,9 @@ answer and no other is stated, by these rules:
 3. **Numbers.** Whole numbers with a sign and thousands commas. "142", "-7", "minus 7", "7.5", "7/2", "7th",
    "7%" are not 7; "7.", "+7" and "7 toys" are. Where there is a "=", what follows the last one counts. A word
    for a number ("seven") is that number, "one" is none. Words that change a number (half, twice, dozen, more),
-   that make it inexact (about, than, least) and signs of comparison (<, !=) leave none that is right.
-4. **Negation.** A clause with a word of negation (no, not, n't, never, neither, nor, none, except, without,
-   wrong, ...) states nothing; "but" and punctuation end a clause. A negation in a clause that names nothing
+   that make it inexact (about, close to, least) and signs of comparison (<, !=) leave none that is right.
+4. **Negation.** A clause with a word of negation or doubt (no, not, n't, never, neither, nor, except, without,
+   wrong, doubt, ...) states nothing; "but" and punctuation end a clause. A negation in a clause that names nothing
    reaches into the next, but for a lone "no".
 5. **Only it.** Right is: the right candidate is stated, and no other. Nothing is stated where the sentence
    speaks of something else than was asked for: another person, other things, the other end of the line.
@@ -57,7 +57,11 @@ _CHANGING = frozenset(
     )
 )
 _INEXACT = frozenset(
-    words("about around almost nearly roughly approximately over under above below beyond than least most", " ")
+    words(
+        "about around almost nearly near roughly approximately over under above below beyond than least most "
+        "close-to up-to next-to",
+        " ",
+    )
 )
 _COMPARED = re.compile(r"!=|[<>≠≈~≤≥]")
 _FILLERS = frozenset(
@@ -148,18 +152,18 @@ def numbers(text: str) -> list[Value]:
     said = re.sub(r"(?<!\S)(?:-|minus|negative)\s+(?=\d)", "-", text.rsplit("=", 1)[-1], flags=re.I)
     found: list[Value] = []
     changed = _COMPARED.search(text) is not None
-    before = ""
+    before = ("", "")  # the last word, and the last two
     for piece in said.split():
         bare = piece.strip("\"'*_$`").rstrip(".,;:!?\"'*_$`")
         word = bare.casefold()
         changed |= bool(_CHANGING & set(word.split("-")))
         if any(letter.isnumeric() for letter in bare):
             found.append(int(bare.replace(",", "")) if _WHOLE.fullmatch(bare) else bare)
-            changed |= before in _INEXACT
+            changed |= not _INEXACT.isdisjoint(before)
         elif word in _NUMBER_WORDS:
             found.append(_NUMBER_WORDS[word])
-            changed |= before in _INEXACT
-        before = word
+            changed |= not _INEXACT.isdisjoint(before)
+        before = (word, f"{before[0]}-{word}")
     return [f"changed {value}" for value in found] if changed else found
 
 

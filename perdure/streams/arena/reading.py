@@ -37,7 +37,8 @@ _TAKEN_BACK = re.compile(
 )
 _NEGATION = re.compile(
     r"\b(?:no|not|never|neither|nor|none|nobody|nothing|except|excluding|without|cannot|wrong|false|falsely|incorrect|"
-    r"untrue|unlike|hardly|impossible|denied|instead of|rather than|other than|apart from|aside from|besides|"
+    r"untrue|unlike|unlikely|hardly|impossible|denied|denies|deny|refute[sd]?|doubt(?:s|ed|ful)?|instead of|"
+    r"rather than|other than|apart from|aside from|besides|"
     r"\w+n't)\b",
     re.I,
 )

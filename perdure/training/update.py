@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perdure.config import OptimizerSettings
 from perdure.errors import NonFiniteError
-from perdure.training.learner import CURE, Learner
+from perdure.training.learner import CURE, Learner, StepResult
 from perdure.training.optim import build_optimizer, load_named_state, named_state
 from perdure.types import Example
 
@@ -27,6 +27,7 @@ class Update:
         loss: mean over the targets of the last step, penalties included.
         lr: the learning rate of that step.
         steps: optimizer steps taken.
+        rows: new rows that they learnt from.
         replayed: rows that a strategy added, in all steps.
         skipped: why the last step was left out, where it was.
     """
@@ -34,11 +35,12 @@ class Update:
     loss: float
     lr: float
     steps: int
+    rows: int = 1
     replayed: int = 0
     skipped: str | None = None
 
 
-class Teacher(Protocol):
+class Updates(Protocol):
     """Learns from one row at a time."""
 
     def learn(self, row: Example) -> Update | None:
@@ -68,10 +70,16 @@ class Window:
         """Take a row in and step."""
         self._rows.append(row)
         rows = list({held.key: held for held in self._rows}.values())
-        results = [self._learner.step(rows) for _ in range(self._passes)]
+        results = [self._step(rows) for _ in range(self._passes)]
         last = results[-1]
-        skipped = last.skipped or ("the gradient overflowed in fp16" if last.overflow else None)
-        return Update(last.loss, last.lr, len(results), sum(r.replayed_rows for r in results), skipped)
+        replayed = sum(result.replayed_rows for result in results)
+        return Update(last.loss, last.lr, len(results), 1, replayed, last.skipped)
+
+    def _step(self, rows: Sequence[Example]) -> StepResult:
+        """A step, taken again as long as its gradient overflows in fp16: the scale is lowered each time."""
+        while (result := self._learner.step(rows)).overflow:
+            pass
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """The keys of the newest rows."""
@@ -122,19 +130,19 @@ class MetaLearner:
             self._put(start)
             raise
         self._learner.steps += 1
-        return Update(loss, self._outer_lr(), 1)
+        return Update(loss, self._outer_lr(), 1, len(rows))
 
     @contextmanager
     def adapted(self, rows: Sequence[Example]) -> Iterator[None]:
         """The model as the inner loop leaves it after these rows; put back afterwards."""
         start = self._copy()
-        generator = torch.get_rng_state()
-        try:
-            self._adapt(rows)
-            yield
-        finally:
-            self._put(start)
-            torch.set_rng_state(generator)
+        device = self._learner.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            try:
+                self._adapt(rows)
+                yield
+            finally:
+                self._put(start)
 
     def _meta_step(self, rows: Sequence[Example], start: Mapping[str, Tensor]) -> float:
         raise NotImplementedError

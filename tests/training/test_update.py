@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from perdure.config import OptimizerSettings, TrainingSettings
 from perdure.errors import NonFiniteError
 from perdure.strategies import Naive
-from perdure.training import teach
+from perdure.training import update
 from perdure.training.learner import Learner
-from perdure.training.teach import FirstOrderMAML, MetaLearner, Reptile, Window
+from perdure.training.update import FirstOrderMAML, MetaLearner, Reptile, Window
 from perdure.types import Example, Task
 
 LR, STEP = 0.01, 0.25
@@ -210,4 +210,4 @@ def test_a_window_goes_on_with_its_rows() -> None:
     second.load_state_dict(first.state_dict(), {row.key: row for row in given})
     feed(second, given[3:])
     assert torch.equal(weight(other), weight(whole))
-    assert set(teach.Window(learner(), 2).state_dict()) == {"window"}
+    assert set(update.Window(learner(), 2).state_dict()) == {"window"}
