@@ -9,6 +9,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from perdure.cli_options import Data, Out, Resume, RunArgument, Seed, Set, Track, again
+from perdure.cli_reactions import predict, reactions_app
 from perdure.errors import PerdureError
 
 app = typer.Typer(
@@ -19,22 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default=False)]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of everything that is drawn.", min=0, max=(1 << 63) - 1)
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in optimizer.lr=3e-4. Repeatable."),
-]
-Track = Annotated[
-    list[str] | None,
-    typer.Option("--track", metavar="NAME", help="Also log to mlflow or tensorboard. Repeatable."),
-]
-Data = Annotated[Path | None, typer.Option("--data", help="Folder in which data files are looked up first.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -64,7 +50,7 @@ def demo(
     """Five skills in a row on the embedded model: naive, replay and joint, with a report (about two minutes)."""
     from perdure.recipes.demo import run_demo
 
-    run_demo(out, seed, override or [], _again(), track or [])
+    run_demo(out, seed, override or [], again(), track or [])
 
 
 @app.command()
@@ -74,7 +60,9 @@ def run(
         str | None, typer.Option("--model", help="nano, a model folder, or a hub name (owner/name).")
     ] = None,
     data: Data = None,
-    tuning: Annotated[str | None, typer.Option("--tuning", help="full, lora or soft-prompt.")] = None,
+    tuning: Annotated[
+        str | None, typer.Option("--tuning", help="full, lora, soft-prompt; head for reactions.")
+    ] = None,
     strategy: Annotated[
         str | None, typer.Option("--strategy", help="A strategy, several joined by +, or joint, or isolated.")
     ] = None,
@@ -98,7 +86,7 @@ def run(
         given["skip_bad_batches"] = True
     if data is not None:
         given["data"] = str(data)
-    run_recipe(recipe, given, override or [], out, resume, _again(), track or [])
+    run_recipe(recipe, given, override or [], out, resume, again(), track or [])
 
 
 @app.command()
@@ -207,7 +195,7 @@ def mix(
         workers=workers,
         out=out,
     )
-    run_mix(options, override or [], _again(), track or [])
+    run_mix(options, override or [], again(), track or [])
 
 
 @app.command()
@@ -370,7 +358,7 @@ def arena(
         task_every=task_every,
         out=out,
     )
-    run_arena(options, override or [], resume, _again(), track or [])
+    run_arena(options, override or [], resume, again(), track or [])
 
 
 @arena_app.command("tasks")
@@ -399,6 +387,10 @@ def arena_compare(
     compare(runs, out)
 
 
+app.add_typer(reactions_app, name="reactions")
+app.command()(predict)
+
+
 @app.command()
 def extend(
     run: RunArgument,
@@ -416,7 +408,7 @@ def extend(
     """Teach a finished run one more task; its score matrix grows by a row and a column."""
     from perdure.recipes.run import extend_run
 
-    extend_run(run, task, name, evaluation, resume, _again(), track or [])
+    extend_run(run, task, name, evaluation, resume, again(), track or [])
 
 
 @app.command()
@@ -527,13 +519,6 @@ def plot(
     from perdure.recipes.plot import plot
 
     plot(files, out)
-
-
-def _again() -> str:
-    """The command that was given, without --resume."""
-    import shlex
-
-    return shlex.join(["perdure", *(part for part in sys.argv[1:] if part != "--resume")])
 
 
 def main() -> NoReturn:

@@ -82,6 +82,16 @@ class SoftPromptSettings(Settings):
         return self
 
 
+class HeadSettings(Settings):
+    """A regression head on a backbone's hidden states."""
+
+    type: Literal["mhar", "mean", "linear"] = "mhar"
+    heads: int = Field(4, ge=1, description="of MHAR's attention; the hidden width must be an even multiple")
+    hidden: int = Field(1024, ge=1, description="units of the last hidden layer")
+    dropout: Number = Field(0.2, ge=0, lt=1)
+    ensemble: int = Field(1, ge=1, description="heads that are trained side by side; their mean is the prediction")
+
+
 class TrainingSettings(Settings):
     """All that the loop needs, for scripts and for runs alike."""
 
@@ -130,11 +140,16 @@ class EvaluationSettings(Settings):
 
     exact_match: bool = True
     every: int | None = Field(None, ge=1, description="steps between losses within a stage; None: after it alone")
+    each_epoch: bool = Field(False, description="whether the task under way is scored after each of its epochs")
     max_new_tokens: int | None = Field(None, ge=1, description="None: the longest reference answer and one more")
     before_training: bool = Field(True, description="whether answers are generated before any training too")
     generate_rows: int | None = Field(
         None, ge=1, description="rows a task that answers are generated for; None: all"
     )
+    uncertainty: Literal["auto", "mc-dropout", "ensemble", "none"] = Field(
+        "auto", description="of a regression's predictions; auto: what its head allows"
+    )
+    samples: int = Field(50, ge=2, description="of mc-dropout")
 
 
 _ONLY_FOR_SCRIPTS = TrainerSettings.model_fields.keys() - TrainingSettings.model_fields.keys()

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,28 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file in one step."""
-    aside = path.with_name(f".{path.name}.partial")
+    with replaced_file(path) as aside:
+        aside.write_bytes(content)
+
+
+@contextmanager
+def replaced_file(path: Path, writer: str = "") -> Iterator[Path]:
+    """Write a file aside and put it in place of `path` in one step when the block ends well.
+
+    Args:
+        path: of the file.
+        writer: names who writes, where several might at once.
+    """
+    aside = path.with_name(f".{path.name}{writer}.partial")
     with guarded(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with aside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield aside
+            sync(aside)
             aside.replace(path)
-        except OSError:
-            aside.unlink(missing_ok=True)
+        except BaseException:
+            with suppress(OSError):
+                aside.unlink()
             raise
 
 

@@ -91,9 +91,12 @@ class Output:
 
     Attributes:
         logits: [B, T, V] of a causal LM, [B, C] of a classifier; of a regression the predictions, [B] or [B, K].
+        members: of an ensemble for regression, each member's own predictions, [B, M]; the logits are their
+            mean. The loss is the mean of the members' losses, so that each learns by itself.
     """
 
     logits: Tensor
+    members: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

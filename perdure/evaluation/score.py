@@ -16,6 +16,8 @@ from perdure.types import Batch, Example, Objective, Output
 CPU_TOKENS, TOKENS = 8192, 16384
 # Ends the name of a metric for which the model was not told a row's task, where it otherwise is.
 INFERRED = "_inferred"
+# Ends the name of a metric that was measured on rows that were trained on: it says nothing of what was learnt.
+TRAINING = "_training"
 # Direction of every metric that is measured anywhere.
 HIGHER_IS_BETTER = {
     "loss": False,
@@ -26,6 +28,7 @@ HIGHER_IS_BETTER = {
     "mae": False,
     "r2": True,
 }
+HIGHER_IS_BETTER |= {metric + TRAINING: HIGHER_IS_BETTER[metric] for metric in ("loss", "rmse", "mae", "r2")}
 HIGHER_IS_BETTER |= {metric + INFERRED: higher for metric, higher in HIGHER_IS_BETTER.items()}
 # The metric that summarises an objective; the first that was measured counts.
 MAIN = {"classification": ("accuracy",), "causal_lm": ("exact_match", "loss"), "regression": ("r2",)}

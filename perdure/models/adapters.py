@@ -10,12 +10,13 @@ from perdure.models.load import max_positions
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Tuning = Literal["full", "lora", "soft-prompt"]
+Tuning = Literal["full", "lora", "soft-prompt", "head"]
 Init = Literal["vocabulary", "random", "text"]
 TUNINGS: dict[str, str] = {
     "full": "every weight is trained",
     "lora": "low-rank adapters on the linear layers (PEFT); the base is frozen",
     "soft-prompt": "embeddings before every row (PEFT); the base is frozen",
+    "head": "a regression head on the hidden states of the frozen base",
 }
 LEAST_ROOM = 8  # tokens of text that a soft prompt must leave room for
 
@@ -61,20 +62,25 @@ def tune(
         model.requires_grad_(True)
         return model
     if tuning == "lora":
-        return _with_lora(model, r, alpha, dropout, targets)
+        return add_lora(model, r, alpha, dropout, targets)
+    if tuning == "head":
+        raise ConfigError("tuning head is for regression: this stream's tasks have text for answers")
     if tuning == "soft-prompt":
         return _with_soft_prompt(model, tokens, init, text, tokenizer)
     raise ConfigError(unknown_name("tuning", tuning, TUNINGS))
 
 
-def _with_lora(model: Any, r: int, alpha: int, dropout: float, targets: list[str] | None) -> Any:
+def add_lora(
+    model: Any, r: int, alpha: int, dropout: float, targets: list[str] | None, *, generates: bool = True
+) -> Any:
+    """A model with LoRA adapters, see `tune`; `generates` says whether it is a causal LM, with its output layer."""
     from peft import LoraConfig, TaskType, get_peft_model
     from torch import nn
 
     from perdure.models.dropout import Dropout
 
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.CAUSAL_LM if generates else TaskType.FEATURE_EXTRACTION,
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,

@@ -5,6 +5,8 @@ Knows nothing of where the hidden states come from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,6 +23,14 @@ HEADS: dict[str, str] = {
 }
 EPS = 1e-6  # of every RMSNorm
 THETA = 10_000.0  # base of the rotary frequencies
+
+
+class Norm(nn.RMSNorm):
+    """RMSNorm in fp32, whatever the precision around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return super().forward(x.float())
 
 
 class MHAR(nn.Module):
@@ -56,14 +66,18 @@ class MHAR(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.attention_norm = nn.RMSNorm(width, eps=EPS)
+        self.attention_norm = Norm(width, eps=EPS)
         self.mlp = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
-        self.mlp_norm = nn.RMSNorm(width, eps=EPS)
+        self.mlp_norm = Norm(width, eps=EPS)
         self.pool = nn.Linear(width, 1, bias=False)
         self.answer = Answer(width, hidden, dropout)
 
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Predictions [B] of hidden states [B, T, D]."""
+        return self.answer(self.pooled(states, mask))
+
+    def pooled(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the last layers read, [B, D]; no dropout comes before it."""
         x = self.attention_norm(states + self._attend(states, mask))
         inner = F.silu(self.mlp[0](x))
         inner = F.silu(self.mlp[1](inner))
@@ -72,7 +86,7 @@ class MHAR(nn.Module):
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         weights = scores.softmax(-1).to(x.dtype)  # softmax is fp32 under autocast
-        return self.answer((weights[:, None] @ x).squeeze(1))
+        return (weights[:, None] @ x).squeeze(1)
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         batch, length, width = x.shape
@@ -94,7 +108,7 @@ class Answer(nn.Module):
         super().__init__()
         self.hidden = nn.Linear(width, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.RMSNorm(hidden, eps=EPS)
+        self.norm = Norm(hidden, eps=EPS)
         self.last = nn.Linear(hidden, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,7 +125,11 @@ class MeanHead(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Predictions [B] of hidden states [B, T, D]."""
-        return self.answer(mean_over_tokens(states, mask))
+        return self.answer(self.pooled(states, mask))
+
+    def pooled(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the last layers read, [B, D]."""
+        return mean_over_tokens(states, mask)
 
 
 class LinearHead(nn.Module):
@@ -124,6 +142,35 @@ class LinearHead(nn.Module):
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """Predictions [B] of hidden states [B, T, D]."""
         return torch.sigmoid(self.last(mean_over_tokens(states, mask))).squeeze(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """What an ensemble says.
+
+    Attributes:
+        logits: the mean over its members, [B].
+        members: each member's prediction, [B, M].
+    """
+
+    logits: Tensor
+    members: Tensor
+
+
+class EnsembleHead(nn.Module):
+    """Several heads on the same hidden states, each with first weights of its own, and trained by itself.
+
+    Source: Lakshminarayanan et al. 2017, "Deep Ensembles" (arXiv:1612.01474), of heads alone.
+    """
+
+    def __init__(self, heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, states: Tensor, mask: Tensor | None = None) -> Votes:
+        """The heads' predictions of hidden states [B, T, D], and their mean."""
+        members = torch.stack([head(states, mask) for head in self.heads], dim=1)
+        return Votes(members.mean(1), members)
 
 
 def mean_over_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
@@ -147,8 +194,12 @@ def rotate(x: Tensor) -> Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
 
 
-def make_head(name: str, width: int, heads: int = 4, hidden: int = 1024, dropout: float = 0.2) -> nn.Module:
-    """A head by name, see `HEADS`; its first weights come from torch's global generator."""
+def make_head(
+    name: str, width: int, heads: int = 4, hidden: int = 1024, dropout: float = 0.2, ensemble: int = 1
+) -> nn.Module:
+    """A head by name, see `HEADS`, or several of them; first weights come from torch's global generator."""
+    if ensemble > 1:
+        return EnsembleHead([make_head(name, width, heads, hidden, dropout) for _ in range(ensemble)])
     if name == "mhar":
         return MHAR(width, heads, hidden, dropout)
     if name == "mean":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -83,20 +85,13 @@ def load(name: str, attention: str | None = None) -> LanguageModel:
     Raises:
         ModelError: not found, not reachable, or not a causal LM.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    source = resolve(name)
-    local = Path(source).is_dir()
-    reachable = local or _hub_answers(source)
-    # A hub model that was fetched before is loaded from the cache where the hub cannot be reached.
-    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local or not reachable}
     import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from perdure.models import attention as attention_module
 
-    try:
+    source = resolve(name)
+    with loading(name, source) as options:
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(
@@ -107,15 +102,28 @@ def load(name: str, attention: str | None = None) -> LanguageModel:
             **({"attn_implementation": attention} if attention else {}),
             **options,
         )
-    except Exception as error:
-        # Transformers raises many types here (OSError, ValueError, KeyError, safetensors' own); all are the
-        # same to the user: this model cannot be loaded.
-        raise ModelError(_explain(name, local, reachable, error)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model {name!r}: its tokenizer has no end-of-sequence token, which answers must end with")
     if attention is None:
         attention_module.use(model)
     return LanguageModel(name, source, model, tokenizer, max_positions(model))
+
+
+@contextmanager
+def loading(name: str, source: str) -> Iterator[dict[str, Any]]:
+    """Options for `from_pretrained` of a resolved source; whatever goes wrong within becomes a ModelError."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    local = Path(source).is_dir()
+    reachable = local or _hub_answers(source)
+    try:
+        # A hub model that was fetched before is loaded from the cache where the hub cannot be reached.
+        yield {"trust_remote_code": False, "local_files_only": local or not reachable}
+    except Exception as error:
+        # Transformers raises many types here (OSError, ValueError, KeyError, safetensors' own); all are the
+        # same to the user: this model cannot be loaded.
+        raise ModelError(_explain(name, local, reachable, error)) from error
 
 
 def identify(language: LanguageModel) -> dict[str, str]:
@@ -143,14 +151,8 @@ def positions_of(name: str) -> int:
     from transformers import AutoConfig
 
     source = resolve(name)
-    local = Path(source).is_dir()
-    reachable = local or _hub_answers(source)
-    try:
-        return _positions(
-            AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=local or not reachable)
-        )
-    except Exception as error:  # of many types, as in `load`
-        raise ModelError(_explain(name, local, reachable, error)) from error
+    with loading(name, source) as options:
+        return _positions(AutoConfig.from_pretrained(source, **options))
 
 
 def _positions(config: Any) -> int:

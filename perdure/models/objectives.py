@@ -16,6 +16,8 @@ from perdure.errors import ConfigError, unknown_name
 from perdure.types import IGNORE, Batch, Example, Objective, Output
 
 OBJECTIVES: tuple[Objective, ...] = ("classification", "causal_lm", "regression")
+# Stands where a row of tokens has ended, in batches for models that are no causal LMs; no token has this id.
+PAD = -1
 
 
 def check_objective(name: str) -> Objective:
@@ -29,7 +31,8 @@ def collate(examples: Sequence[Example], objective: Objective, device: torch.dev
     """Pad and stack examples.
 
     Causal-LM rows are padded on the right and get no attention mask: causality keeps real tokens from seeing the
-    padding, and labels of -100 keep it out of the loss, whatever its id is.
+    padding, and labels of -100 keep it out of the loss, whatever its id is. For other objectives, token rows (int64
+    [T]) of unequal length are padded on the right with `PAD`, which the model must look out for.
     """
     rows = tuple(examples)
     xs = [_tensor(row.x, row) for row in rows]
@@ -41,7 +44,9 @@ def collate(examples: Sequence[Example], objective: Objective, device: torch.dev
         counts = (y[:, 1:] != IGNORE).sum(1).tolist()
         tokens = sum(map(len, xs))
     else:
-        x, y = torch.stack(xs), torch.stack(ys)
+        ragged = len({len(row) if row.dim() else 0 for row in xs}) > 1 and xs[0].dtype == torch.long
+        x = pad_sequence(xs, batch_first=True, padding_value=PAD) if ragged else torch.stack(xs)
+        y = torch.stack(ys)
         if objective == "regression":
             y = y.to(torch.get_default_dtype()) if not y.is_floating_point() else y
             counts = [y[0].numel()] * len(rows)
@@ -76,17 +81,28 @@ def forward(model: nn.Module, batch: Batch) -> Output:
         return Output(logits[:, logits.shape[1] - batch.x.shape[1] :])
     else:
         result = model(batch.x)
-    return Output(result if isinstance(result, Tensor) else result.logits)
+    if isinstance(result, Tensor):
+        return Output(result)
+    return Output(result.logits, getattr(result, "members", None))
 
 
 def losses(output: Output, batch: Batch, objective: Objective) -> Tensor:
     """The loss of each example, summed over its targets: [B], fp32 or wider."""
+    if output.members is not None:
+        return _of_members(output.members, batch.y).mean(1)
     return _LOSSES[objective](_wide(output.logits), batch.y, "none")
 
 
 def total_loss(output: Output, batch: Batch, objective: Objective) -> Tensor:
     """The loss summed over all targets of the batch: a scalar, fp32 or wider."""
+    if output.members is not None:
+        return _of_members(output.members, batch.y).mean(1).sum()
     return _LOSSES[objective](_wide(output.logits), batch.y, "sum")
+
+
+def _of_members(predictions: Tensor, values: Tensor) -> Tensor:
+    """Each member's loss on each row, [B, M], for targets [B]."""
+    return 0.5 * (_wide(predictions) - values[:, None]) ** 2
 
 
 def _wide(logits: Tensor) -> Tensor:

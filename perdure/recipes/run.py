@@ -70,7 +70,7 @@ def run_recipe(
             folder.refuse_changed(changed_settings(fixed_settings(theirs), fixed_settings(settings)))
         if not folder.exists:
             display.say(f"{folder.path}: no run here yet; starting")
-        elif _finished(folder):
+        elif finished(folder):
             _check_data(theirs.model_copy(update={"data": settings.data}), base, folder, display)
             display.say(f"{folder.path}: this run is finished; nothing to do")
             track_finished(folder, track, display)
@@ -117,8 +117,13 @@ def execute(
             )
         plan = plan or make_plan(settings, base)
         with stopped(trackers):
-            results = Run(plan, folder, display, again, callbacks=trackers).execute(stages)
+            run = Run(plan, folder, display, again, callbacks=trackers)
+            results = run.execute(stages)
             if results is not None:
+                if plan.objective == "regression":
+                    from perdure.recipes.reactions.outputs import write_outputs
+
+                    write_outputs(run)
                 write_pages([folder.path])
                 end(trackers, results, folder)
 
@@ -153,7 +158,8 @@ def _check_folder(folder: RunFolder) -> None:
         raise RunError(f"{path} is not empty and holds no run; give another folder with --out")
 
 
-def _finished(folder: RunFolder) -> bool:
+def finished(folder: RunFolder) -> bool:
+    """Whether a run's results are there, and nothing is under way."""
     return folder.results.is_file() and folder.finished and folder.readable and not folder.erasing
 
 
@@ -171,7 +177,7 @@ def extend_run(
     settings = folder.settings()
     display = Terminal()
     if resume:
-        if _finished(folder):
+        if finished(folder):
             display.say(f"{path}: nothing is left to do")
             track_finished(folder, track, display)
             print_results([path], display)
@@ -179,7 +185,7 @@ def extend_run(
     else:
         if folder.finished and not folder.readable:
             raise RunError(f"{path}: its final checkpoint cannot be read; see `perdure audit {path}`")
-        if not _finished(folder):
+        if not finished(folder):
             raise RunError(f"{path} is not finished; go on with it first, with --resume")
         if task is None:
             raise ConfigError("--task is missing: give the new task's data file, or a YAML file with its settings")
@@ -235,6 +241,8 @@ def evaluate_run(path: Path, data: Path | None) -> None:
     folder = RunFolder(path)
     settings = folder.settings()
     extra = None if data is None else task_spec(data, option="--data")
+    if extra is not None and settings.stream.reactions is not None:
+        raise ConfigError(f"--data: {path} is a run of reactions; use `perdure predict {path} FILE`")
     reader = _reader(extra, settings, folder.recipe_folder) if extra is not None else None
     if extra is not None and reader is not None:
         own = {name: getattr(extra, name) for name in extra.model_fields_set}
@@ -244,7 +252,8 @@ def evaluate_run(path: Path, data: Path | None) -> None:
     display = Terminal()
     run = Run(plan, folder, display)
     run.load()
-    if extra is not None:
+    run.remember()
+    if extra is not None and plan.encoder is not None:
         places = (Path(settings.data) if settings.data else None, settings.seed, plan.encoder)
         whole = {"holdout": 0, "evaluation": None, "train_rows": None, "evaluation_rows": None}
         tasks = spec.build_task(extra.model_copy(update=whole), *places)[0]
@@ -254,7 +263,7 @@ def evaluate_run(path: Path, data: Path | None) -> None:
             display.say(f"{data} is read as the run's task {reader.name} is")
     else:
         rows = {task.name: task.evaluation for task in plan.stream.evaluations}
-        rows["general probe"] = plan.probe
+        rows |= {"general probe": plan.probe} if plan.probe else {}
     from rich.table import Table
 
     from perdure.report import words

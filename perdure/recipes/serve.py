@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perdure.errors import ConfigError, DataError, unknown_name
+from perdure.errors import ConfigError, DataError, RunError, unknown_name
 from perdure.recipes.run import notes_of, quieten
 from perdure.streams.text import exchange
 from perdure.training.display import Display, Terminal
@@ -47,6 +47,7 @@ def serve(path: Path, display: Display) -> Served:
 
 
 def _of_run(path: Path, display: Display) -> Served:
+    from perdure.training.measure import Measure
     from perdure.training.plan import make_plan
     from perdure.training.run import Run
 
@@ -55,6 +56,8 @@ def _of_run(path: Path, display: Display) -> Served:
     plan = make_plan(settings, folder.recipe_folder)
     run = Run(plan, folder, display)
     run.load()
+    if not isinstance(run.measure, Measure):
+        raise RunError(f"{path} is a run of reactions, which has no words; use `perdure predict {path} FILE`")
     return Served(run.measure, tuple(plan.stream.names), settings.strategy, tuple(notes_of(run)))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NOTHING = "–"
-SUMMARY = ("average", "learning", "forgetting", "backward_transfer")
+SUMMARY = ("pooled", "average", "learning", "forgetting", "backward_transfer")
 Results = dict[str, Any]
 Section = dict[str, list[str]]
 

@@ -6,14 +6,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from perdure.report.read import INFERRED, Run, Scores, mean, number
+from perdure.report.read import INFERRED, TRAINING, Run, Scores, mean, number, on_training_rows
 
 # Shares of one: people say them in percent, and their differences in points.
 SHARES = tuple(metric + end for end in ("", INFERRED) for metric in ("exact_match", "f1", "accuracy"))
 # Directions of the summary's values for a metric where more is better; for a loss only the averages turn, since
 # the differences are already signed so that forgetting is bad and transfer good.
-AVERAGES = ("average", "learning", "anytime_average", "micro_average")
+AVERAGES = ("average", "learning", "anytime_average", "micro_average", "pooled")
 COLUMNS = {
+    "pooled": "over all rows",
     "average": "average",
     "micro_average": "average over rows",
     "learning": "learning accuracy",
@@ -23,6 +24,10 @@ COLUMNS = {
     "forward_transfer": "forward transfer",
     "intransigence": "intransigence",
 }
+# Where colours and axes of R² end. It is 0 for who foretells the mean of the rows, and has no lower bound: one lost
+# task would leave the others no room.
+FLOOR = -1.0
+ERRORS = ("rmse", "mae")
 FEW = 10  # evaluation rows; with fewer, one answer moves a score by more than 10 points
 
 
@@ -30,6 +35,8 @@ def label(metric: str) -> str:
     """A metric's name for people."""
     if metric.endswith(INFERRED):
         return f"{label(metric.removesuffix(INFERRED))}, task inferred"
+    if metric.endswith(TRAINING):
+        return f"{label(metric.removesuffix(TRAINING))} on training rows"
     return {"f1": "F1", "r2": "R²", "rmse": "RMSE", "mae": "MAE"}.get(metric, metric.replace("_", " "))
 
 
@@ -58,15 +65,27 @@ def column(key: str, metric: str, higher_is_better: bool) -> str:
 
 
 def main_metric(metrics: Iterable[str]) -> str:
-    """The metric that stands for several runs, from those that stand for each: the loss only where all have it."""
-    return next((metric for metric in metrics if metric != "loss"), "loss")
+    """The metric that stands for several runs, from those that stand for each: the loss only where all have it.
+
+    Never one that was measured on training rows.
+    """
+    return next((metric for metric in metrics if metric != "loss" and not on_training_rows(metric)), "loss")
+
+
+def unbounded(metric: str) -> bool:
+    """Whether a metric is an R², which has no lower bound; see `FLOOR`."""
+    return metric.removesuffix(INFERRED).removesuffix(TRAINING) == "r2"
 
 
 def decimals(metric: str, values: Iterable[float], *, unit: bool = True) -> int | None:
     """How many decimals the values of one table or figure share; None for shares, which always have the same."""
     if metric in SHARES:
         return None
+    if unbounded(metric):
+        return 3 if unit else 2  # whatever a lost task's is: see `value`
     largest = max((abs(x) for x in values if math.isfinite(x) and abs(x) < 1e5), default=0.0)
+    if not unit and metric.removesuffix(INFERRED).removesuffix(TRAINING) in ERRORS and largest < 1:
+        return 3  # of an error in shares of one, two would hide what a task lost
     return (3 if largest < 100 else 2) if unit else (2 if largest < 100 else 0)
 
 
@@ -87,6 +106,8 @@ def value(metric: str, x: float, *, signed: bool = False, unit: bool = True, dig
     else:
         if digits is None:
             digits = 3 if abs(x) < 10 and unit else 2 if abs(x) < 100 else 0
+        if unbounded(metric) and abs(x) >= 9.995:  # so far below 0 the decimals say nothing
+            digits = min(digits, 1 if abs(x) < 99.95 else 0)
         text = f"{abs(x):.{digits}f}"
     zero = not any(c in "123456789" for c in text.split("e")[0])
     sign = "" if zero else "−" if x < 0 else "+" if signed else ""
@@ -120,15 +141,17 @@ def percent(share: object) -> str:
 
 
 def short(names: Sequence[str], width: int = 24) -> list[str]:
-    """Names that fit a figure, still different from one another: long ones lose their middle."""
+    """Names that fit a figure, still different from one another: long ones lose their middle.
+
+    The two sides of a pair ("a + b") lose their ends, unless that would make two names one.
+    """
     out: list[str] = []
-    for name in names:
-        text = " ".join(name.split()) or "(no name)"
-        if text.startswith("_"):  # matplotlib hides such a name in legends
-            text = " " + text
-        if len(text) > width:
-            head = (width - 1) * 2 // 3
-            text = text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+    whole = [" ".join(name.split()) or "(no name)" for name in names]
+    whole = [" " + text if text.startswith("_") else text for text in whole]  # else matplotlib hides it in legends
+    cut = [_cut(text, width, ends=True) for text in whole]
+    if len(set(cut)) < len(set(whole)):
+        cut = [_cut(text, width) for text in whole]
+    for text in cut:
         stem, copy = text, 2
         while text in out:
             text, copy = f"{stem} ({copy})", copy + 1
@@ -136,11 +159,27 @@ def short(names: Sequence[str], width: int = 24) -> list[str]:
     return out
 
 
+def _cut(text: str, width: int, *, ends: bool = False, side: bool = False) -> str:
+    """At most `width` characters: the middle goes, of a pair that of each side, or their `ends`."""
+    if len(text) <= width:
+        return text
+    sides = text.split(" + ")
+    if len(sides) == 2 and width >= 16:
+        room = width - len(" + ")
+        left = min(len(sides[0]), max(room // 2, room - len(sides[1])))
+        return " + ".join(_cut(s, n, ends=ends, side=True) for s, n in zip(sides, (left, room - left), strict=True))
+    if side and ends:
+        return text[: width - 1].rstrip(" ,") + "…"
+    head = (width - 1) * 2 // 3
+    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+
+
 def sentences(runs: Sequence[Run]) -> list[str]:
     """What the numbers say, in plain words; nothing that the run folders do not hold."""
-    out = [_forgot(run) for run in runs if run.scores]
-    joint = next((run for run in runs if run.strategy == "joint" and run.scores), None)
-    out += [_against(run, joint) for run in runs if joint is not None and run is not joint and run.scores]
+    scored = [run for run in runs if run.held_out]
+    out = [_forgot(run) for run in scored]
+    joint = next((run for run in scored if run.strategy == "joint"), None)
+    out += [_against(run, joint) for run in scored if joint is not None and run is not joint]
     out += [_general(run) for run in runs]
     for run in runs:
         if not run.finished:
@@ -152,7 +191,7 @@ def sentences(runs: Sequence[Run]) -> list[str]:
 
 
 def _forgot(run: Run) -> str:
-    metric, main = _lead(run), next(iter(run.scores))
+    metric, main = _lead(run), run.held_out[0]
     scores, summary, name = run.scores[metric], run.summaries[metric], label(metric)
     average, learnt, lost = (number(summary.get(key)) for key in ("average", "learning", "forgetting"))
     if math.isnan(average):
@@ -172,6 +211,9 @@ def _forgot(run: Run) -> str:
             side = "below" if (lost > 0) == scores.higher_is_better else "above"
             text = f"{run.name}'s {name} ended {size} {side} {best}"
         text += f"; {over}, {value(metric, learnt, digits=digits)} when learnt and {end} at the end."
+    whole = number(summary.get("pooled"))
+    if not math.isnan(whole):
+        text += f" Over the held-out rows of all tasks together its {name} is {value(metric, whole)}."
     text += _untold(run, metric)
     if metric != main:
         which = "earlier tasks" if run.scores[main].outlasted() else "tasks"
@@ -191,7 +233,7 @@ def _untold(run: Run, metric: str) -> str:
 
 def _lead(run: Run) -> str:
     """The metric that a run is told by: its main one, but the loss where the main one never moved."""
-    main = next(iter(run.scores))
+    main = run.held_out[0]
     return main if moved(run.scores[main]) or "loss" not in run.scores else "loss"
 
 
@@ -221,17 +263,19 @@ def _against(run: Run, joint: Run) -> str:
     metric = _lead(run)
     if metric not in joint.summaries:
         return ""
-    ours, theirs = (number(r.summaries[metric].get("average")) for r in (run, joint))
+    together = all(r.summaries[metric].get("pooled") is not None for r in (run, joint))
+    key, mean_of = ("pooled", "{} over all rows") if together else ("average", "mean {}")
+    ours, theirs = (number(r.summaries[metric].get(key)) for r in (run, joint))
     if math.isnan(ours) or math.isnan(theirs):
         return ""
-    alone = number(run.summaries.get(metric + INFERRED, {}).get("average"))
+    alone = number(run.summaries.get(metric + INFERRED, {}).get(key))
     guess = run.told and not math.isnan(alone)
     if metric in SHARES and theirs > 0:
         also = f", told the task; {alone / theirs:.0%} where it infers it" if guess else ""
         return f"{run.name} kept {ours / theirs:.0%} of {joint.name}'s average{also}.".replace("%", " %")
     gap = value(metric, ours - theirs, signed=True)
     also = f", told the task; {value(metric, alone - theirs, signed=True)} where it infers it" if guess else ""
-    return f"{run.name}'s mean {label(metric)} is {gap} against {joint.name}'s{also}."
+    return f"{run.name}'s {mean_of.format(label(metric))} is {gap} against {joint.name}'s{also}."
 
 
 def _general(run: Run) -> str:

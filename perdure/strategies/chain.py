@@ -54,7 +54,7 @@ class Chain(Strategy):
         memories = [id(memory) for s in strategies if (memory := getattr(s, "buffer", None)) is not None]
         if len(set(memories)) < len(memories):
             raise StrategyError("chain: two of its strategies share one buffer; give each its own")
-        self.weights = {group: w for strategy in strategies for group, w in strategy.weights.items()}
+        self.weights = self._weights()
         self._forward = self._owner("forward")
         self._phases = self._owner("phases")
         self._export = self._owner("export")
@@ -168,7 +168,12 @@ class Chain(Strategy):
         """Every member's, in order, each on what the one before returned."""
         for strategy, own in self._each(ctx):
             examples = strategy.mix(own, examples)
+        self.weights = self._weights()
         return examples
+
+    def _weights(self) -> dict[str, float]:
+        # A member's may depend on what it has just mixed in.
+        return {group: w for strategy in self.strategies for group, w in strategy.weights.items()}
 
     def bookmark(self) -> tuple[list[Any], list[Tensor]]:
         """Every member's, and the generators."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
+from perdure.errors import StrategyError, unknown_name
 from perdure.memory import Buffer
 from perdure.strategies.quota import Unit
 from perdure.strategies.rehearsal import Memory, Offer, Ratio, Rehearsal
-from perdure.types import Context, Example
+from perdure.types import TASK, Context, Example
+
+Gradients = Literal["combined", "separate"]
+GRADIENTS: tuple[Gradients, ...] = ("combined", "separate")
+NOT_NAMED: Mapping[str, float] = MappingProxyType({})
 
 
 class Replay(Rehearsal):
     """Add `ratio` kept rows for each new row; the memory takes in a task's rows at its end, or a step's after it.
 
-    The loss is the mean over all targets of the step, new and replayed alike. The ratio is exact over every stretch
+    The loss is the mean over all targets of the step, new and replayed alike; or, with gradients "separate", half
+    the mean over the new ones and half that over the replayed ones, whose gradient is the average of the two. Both
+    are one where a step has as many replayed targets as new ones. The ratio is exact over every stretch
     of steps: in examples, ⌊ratio·n⌋ rows were replayed after n new ones; in tokens, at most one row more than
     ratio times the new targets. New rows count from the first step of a task that finds rows in the memory.
 
@@ -28,6 +37,7 @@ class Replay(Rehearsal):
         resample: the share of the kept rows that `select` chooses anew for each pass; None: rows are chosen once.
         offer: when new rows are offered to the memory: all of a "task" when it ends, or those of a "step" after its
             update, for a stream without tasks.
+        gradients: "combined", or "separate".
 
     Source: Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning" (arXiv:1902.10486).
     """
@@ -49,9 +59,18 @@ class Replay(Rehearsal):
         field: str = "level",
         resample: float | None = None,
         offer: Offer = "task",
+        gradients: Gradients = "combined",
     ) -> None:
         super().__init__(buffer, ratio, capacity, memory, unit, select, field, resample, offer)
+        if gradients not in GRADIENTS:
+            raise StrategyError(f"{self.name}: {unknown_name('gradients', gradients, GRADIENTS)}")
+        self.gradients: Gradients = gradients
 
     def mix(self, ctx: Context, examples: list[Example]) -> list[Example]:
         """The new rows, followed by what is replayed with them."""
-        return [*examples, *(row.but(source=self.name) for row in self.draw(ctx, examples))]
+        separate = self.gradients == "separate"
+        group = self.name if separate else TASK
+        found = [row.but(source=self.name, group=group) for row in self.draw(ctx, examples)]
+        # Without replayed rows the new ones are the whole step, and weigh all of it.
+        self.weights = {TASK: 0.5, self.name: 0.5} if found and separate else NOT_NAMED
+        return [*examples, *found]

@@ -17,6 +17,7 @@ from perdure.streams.answers import PLAIN, RULES
 from perdure.streams.arena import ALL_KINDS, FORMS, KINDS, LEVELS
 from perdure.streams.encode import Encoder
 from perdure.streams.hotpot import HELPERS, PREPARATIONS, prepare, select
+from perdure.streams.reactions import ReactionsSpec
 from perdure.streams.sources import is_hub_name, read_rows
 from perdure.streams.stream import Stream, first_encoded, hold_out, text_of
 from perdure.streams.text import Template, to_examples
@@ -142,15 +143,18 @@ class ArenaSpec(_Settings):
 
 
 class StreamSpec(_Settings):
-    """A stream: tasks from data, or the arena's."""
+    """A stream: tasks from data, the arena's, or reactions."""
 
     tasks: tuple[TaskSpec, ...] | None = Field(None, min_length=1, description="tasks from data, in order")
     arena: ArenaSpec | None = Field(None, description="or generated tasks")
+    reactions: ReactionsSpec | None = Field(None, description="or a table of reactions with their yields")
 
     @model_validator(mode="after")
     def _one_kind(self) -> StreamSpec:
-        if (self.tasks is None) == (self.arena is None):
-            raise ValueError("give either tasks (a list of data sources) or arena (generated tasks)")
+        if sum(kind is not None for kind in (self.tasks, self.arena, self.reactions)) != 1:
+            raise ValueError(
+                "give one of tasks (a list of data sources), arena (generated tasks), reactions (a table of yields)"
+            )
         names = [task.name for task in self.tasks or ()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

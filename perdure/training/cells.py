@@ -82,7 +82,7 @@ class RunScores:
 
     def line(self, stage: int) -> str | None:
         """What was found after so many stages, in one line; None where no task has held-out rows."""
-        matrix = self.matrices.get("exact_match") or self.matrices.get("loss")
+        matrix = next((self.matrices[m] for m in ("exact_match", "rmse", "loss") if m in self.matrices), None)
         row = self.row(stage)
         if matrix is None or row >= len(matrix.values):
             return None

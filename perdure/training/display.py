@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from perdure.training.learner import StepResult
@@ -45,6 +46,11 @@ class Display:
     def doing(self, what: str) -> None:
         """Something other than steps is going on."""
 
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Something is done before the steps; what is yielded is told (how many, of how many)."""
+        yield lambda done, of: None
+
     def stop(self) -> None:
         """Training is over, or stopped."""
 
@@ -86,6 +92,22 @@ class Terminal(Display):
         """Say on the bar what is going on."""
         if self._progress is not None and self.console.is_terminal:
             self._progress.update(self._bar, description=f"{self._name}: {what}")
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar of its own, from the first word of how much there is to do."""
+        self.stop()
+
+        def tell(done: int, of: int) -> None:
+            if self._progress is None:
+                self.start(of, done, what, ())
+            elif self.console.is_terminal:
+                self._progress.update(self._bar, completed=done)
+
+        try:
+            yield tell
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """Take the bar away."""

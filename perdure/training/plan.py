@@ -21,7 +21,7 @@ from perdure.strategies.base import Strategy
 from perdure.strategies.build import STRATEGIES, build, settings_of
 from perdure.streams import spec
 from perdure.training.settings import RunSettings
-from perdure.types import Example, Task
+from perdure.types import Example, Objective, Task
 
 if TYPE_CHECKING:
     from perdure.models.load import LanguageModel
@@ -42,9 +42,10 @@ class Plan:
 
     Attributes:
         settings: as validated.
+        objective: what the model is trained for: "causal_lm", or "regression" of yields.
         language: the base model with its tokenizer.
-        model: what is trained (the base, or the base with adapters or a soft prompt).
-        encoder: text to tokens and back.
+        model: what is trained (the base, or the base with adapters, a soft prompt or a head).
+        encoder: text to tokens and back; None for a regression.
         stream: the tasks, encoded.
         stages: what is trained on, in order.
         mode: "sequential", "joint" or "isolated".
@@ -58,7 +59,7 @@ class Plan:
     settings: RunSettings
     language: LanguageModel
     model: Any
-    encoder: Encoder
+    encoder: Encoder | None
     stream: Stream
     stages: tuple[Task, ...]
     mode: str
@@ -67,6 +68,7 @@ class Plan:
     data: Mapping[str, Any]
     base: Mapping[str, str]
     folder: Path | None = None
+    objective: Objective = "causal_lm"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -176,6 +178,8 @@ def make_plan(settings: RunSettings, folder: Path | None = None, like: Plan | No
     if mode != "sequential" and settings.extensions:
         raise ConfigError(f"a {mode} run cannot be extended: it has no order of tasks; start a new run")
 
+    if settings.stream.reactions is not None:
+        return _regression(settings, folder, mode, name)
     import torch
 
     from perdure.models.adapters import count_virtual_tokens, tune
@@ -221,9 +225,38 @@ def make_plan(settings: RunSettings, folder: Path | None = None, like: Plan | No
     )  # fmt: skip
 
 
+def _regression(settings: RunSettings, folder: Path | None, mode: str, name: str) -> Plan:
+    from perdure.models.load import identify
+    from perdure.streams.reactions.encode import ReactionEncoder
+    from perdure.training.regression import ReactionData, make_regressor, pin_similarity
+
+    settings = pin_similarity(settings)
+    language, model = make_regressor(settings)
+    # Before any data is read: what makes no sense for the model is known now.
+    build(name, with_capacity(settings.continual_strategy, 100)).check(model, "regression")
+    limit = min(settings.max_length or language.max_length, language.max_length)
+    data = ReactionData(settings, ReactionEncoder(language.tokenizer, limit), folder)
+    stream = data.stream()
+    stages = tuple(stream.joint() if mode == "joint" else stream)
+    later = {task.name for task in settings.extensions}
+    rows = sum(len(task.train) for task in stream if task.name not in later)
+    strategy = build(name, with_capacity(settings.continual_strategy, rows))
+    facts = {"tasks": data.facts, "notes": data.notes, "scale": data.scale}
+    return Plan(
+        settings, language, model, None, stream, stages, mode, strategy, (), facts, identify(language), folder,
+        "regression",
+    )  # fmt: skip
+
+
 def every_row(plan: Plan, erased: Sequence[str]) -> list[Example]:
     """The rows of all sources of a plan, also those that caps, splits or lengths leave out; not those erased."""
-    settings = plan.settings
+    settings = plan.settings.model_copy(update={"erased": tuple(erased)})
+    if plan.encoder is None:
+        from perdure.streams.reactions.encode import ReactionEncoder
+        from perdure.training.regression import ReactionData
+
+        encoder = ReactionEncoder(plan.language.tokenizer, plan.language.max_length)
+        return ReactionData(settings, encoder, plan.folder).every_row()
     places = (Path(settings.data) if settings.data else None, settings.seed, plan.encoder, plan.folder)
     gone = frozenset(erased)
     rows = spec.rows_of(settings.stream, *places, erased=gone)

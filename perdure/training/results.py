@@ -13,12 +13,14 @@ from perdure.storage import plain, write_json
 
 
 def main_metric(matrices: Mapping[str, ScoreMatrix]) -> str:
-    """The metric that stands for a language model: exact match where it was measured, else loss.
+    """The metric that stands for a run: exact match of a language model where it was measured, R² of a regression,
+    else the loss.
 
     Also where it is 0 throughout, so that equal recipes are told of by equal metrics. results.json states it, and
     the tables and the page take it from there.
     """
-    return next((name for name in MAIN["causal_lm"] if name in matrices), "loss")
+    known = (*MAIN["regression"], *MAIN["causal_lm"])
+    return next((name for name in known if name in matrices), "loss")
 
 
 def new_matrix(metric: str) -> ScoreMatrix:
@@ -37,22 +39,32 @@ def write_scores(folder: Path, matrices: Mapping[str, ScoreMatrix], main: str) -
 
 
 def write_results(
-    folder: Path, facts: Mapping[str, Any], matrices: Mapping[str, ScoreMatrix], main: str
+    folder: Path,
+    facts: Mapping[str, Any],
+    matrices: Mapping[str, ScoreMatrix],
+    main: str,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """results.json; returns what was written."""
-    results = summarise(facts, matrices, main)
+    """results.json; returns what was written. `beside` holds more values of metrics, by metric."""
+    results = summarise(facts, matrices, main, beside)
     write_json(folder / "results.json", results)
     return results
 
 
-def summarise(facts: Mapping[str, Any], matrices: Mapping[str, ScoreMatrix], main: str) -> dict[str, Any]:
+def summarise(
+    facts: Mapping[str, Any],
+    matrices: Mapping[str, ScoreMatrix],
+    main: str,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     """What results.json holds."""
+    more = beside or {}
     results: dict[str, Any] = plain(
         {
             "format": FORMAT,
             **facts,
             "main_metric": main,
-            "metrics": {name: matrix.summary() for name, matrix in matrices.items()},
+            "metrics": {name: {**matrix.summary(), **more.get(name, {})} for name, matrix in matrices.items()},
             "scores": {name: matrix.to_dict() for name, matrix in matrices.items()},
         }
     )

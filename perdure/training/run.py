@@ -14,6 +14,7 @@ import torch
 from perdure.callbacks import Callback
 from perdure.errors import NonFiniteError, RunError, RunFailure, StorageError
 from perdure.models.adapters import count_parameters, moving
+from perdure.models.regressor import Regressor
 from perdure.storage import guarded, plain, write_text
 from perdure.strategies.build import describe
 from perdure.tracking import MetricsLog, find_mark, untracked
@@ -28,6 +29,7 @@ from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit, total_steps
 from perdure.training.measure import Measure, rules_of
 from perdure.training.plan import PROBE, Plan, changed_settings, machine, versions
+from perdure.training.regression import RegressionMeasure
 from perdure.training.results import main_metric, write_results, write_scores
 from perdure.training.telling import announcement, changed_sources, export, facts_of, row_counts
 from perdure.types import TASK, Example, Task
@@ -64,8 +66,12 @@ class Run:
         self.again = again
         self.callbacks = tuple(callbacks)
         settings = plan.settings
-        self.learner = Learner(plan.model, plan.strategy, "causal_lm", settings, settings.seed)
-        self.measure = Measure(self.learner, plan.encoder, settings.evaluation, settings.seed, rules_of(settings))
+        self.learner = Learner(plan.model, plan.strategy, plan.objective, settings, settings.seed)
+        self.measure: Measure | RegressionMeasure = (
+            RegressionMeasure(self.learner)
+            if plan.encoder is None
+            else Measure(self.learner, plan.encoder, settings.evaluation, settings.seed, rules_of(settings))
+        )
         self.sources = [
             KeyedSource(task.train, settings.batch_size, settings.seed, task.name) for task in plan.stages
         ]
@@ -195,6 +201,20 @@ class Run:
             name: self.measure(name, rows[name], name != PROBE, trained=row > 0) for name in tasks if rows.get(name)
         }
 
+    def remember(self) -> None:
+        """Have the hidden states of all rows at hand, where the model has a frozen backbone that keeps them."""
+        model = self.plan.model
+        if not isinstance(model, Regressor) or model.cache is None:
+            return
+        tasks = (*self.plan.stages, *self.plan.stream.evaluations)
+        rows = [row.x for task in tasks for row in (*task.train, *task.evaluation) if row.x is not None]
+        with self.display.counting("hidden states") as tell:
+            new = model.remember(rows, tell)
+        if new:
+            self.display.say(f"hidden states of {new:,} rows worked out, kept in {model.cache.folder}")
+        if model.cache.unwritten:
+            self.display.say(f"warning: {model.cache.unwritten}")
+
     def _check(self, state: dict[str, Any]) -> None:
         self.folder.refuse_changed(self.plan.differences(state))
 
@@ -254,6 +274,7 @@ class Run:
             self._restore_scores(state)
         for line in announcement(plan):
             self.display.say(line)
+        self.remember()
         self._score(0, plan.stream.evaluations, stop)
         if state:
             self._restore(state)
@@ -311,6 +332,9 @@ class Run:
                 self.display.step(task.name, result, window[1])
                 if self._measures_here():
                     self._track()
+                    clock = time.perf_counter()
+                if settings.evaluation.each_epoch and position.batch == len(self.sources[i]):
+                    self._end_epoch(task, position)
                     clock = time.perf_counter()
                 if stop:
                     self._stop()
@@ -377,6 +401,21 @@ class Run:
                     "evaluation", step=self.learner.steps, stage=self.stage + 1, task=task.name, metrics=found
                 )
 
+    def _end_epoch(self, task: Task, position: Position) -> None:
+        """Write the held-out scores of the task under way to the log."""
+        if task.evaluation:
+            with self._scoring():
+                found = self.learner.score_both(task.evaluation)
+            self._write(
+                "epoch",
+                step=self.learner.steps,
+                stage=self.stage + 1,
+                task=task.name,
+                phase=position.phase,
+                epoch=position.epoch,
+                metrics=found,
+            )
+
     def _complete_stage(self, stop: StopRequest) -> None:
         row = self.stage + 1
         self._check_there()
@@ -426,6 +465,8 @@ class Run:
             self.display.doing(f"scoring {task.name}")
             with self._scoring():
                 found = self.measure(task.name, task.evaluation, trained=row > 0)
+                if isinstance(self.measure, RegressionMeasure) and self._learnt(task, stage):
+                    found |= self.measure.of_training(task)
             self.scores.record(row, task.name, found)
             self._write("evaluation", step=self.learner.steps, row=row, task=task.name, metrics=found)
         if self.scores.wants_probe(stage):
@@ -434,6 +475,12 @@ class Run:
                 found = self.measure(PROBE, self.plan.probe, told=False, trained=row > 0)
             self.scores.record_probe(row, found)
             self._write("probe", step=self.learner.steps, row=row, metrics=found)
+
+    def _learnt(self, task: Task, stage: int) -> bool:
+        """Whether a task was trained on by the first so many stages."""
+        return bool(stage) and (
+            self.plan.mode == "joint" or task.name in [done.name for done in self.plan.stages[:stage]]
+        )
 
     def _horizon(self, stage: int) -> int | None:
         schedule = self.plan.settings.schedule
@@ -616,7 +663,13 @@ class Run:
             "machine": machine(),
         }
         matrices = self.scores.matrices
-        results = write_results(self.folder.path, facts, matrices, main_metric(matrices))
+        beside: dict[str, dict[str, Any]] = {}
+        if isinstance(self.measure, RegressionMeasure):
+            tasks = plan.stream.evaluations
+            every = [task.name for task in tasks]
+            seen = [every[:i] for i in range(1, len(every) + 1)] if plan.mode == "sequential" else [every]
+            beside = self.measure.summaries(matrices, tasks, seen)
+        results = write_results(self.folder.path, facts, matrices, main_metric(matrices), beside)
         # Last of all: an extension that could not write its results must not look finished by the older ones.
         self.folder.close(self.learner.steps, self.stage)
         return results

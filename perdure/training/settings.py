@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from perdure.config import FORMAT, EvaluationSettings, LoraSettings, SoftPromptSettings, TrainingSettings
+from perdure.config import (
+    FORMAT,
+    EvaluationSettings,
+    HeadSettings,
+    LoraSettings,
+    SoftPromptSettings,
+    TrainingSettings,
+)
 from perdure.models.adapters import Tuning
 from perdure.streams.spec import StreamSpec, TaskSpec
 
@@ -19,6 +26,7 @@ class RunSettings(TrainingSettings):
     tuning: Tuning = "full"
     lora: LoraSettings = LoraSettings()
     soft_prompt: SoftPromptSettings = SoftPromptSettings()
+    head: HeadSettings = HeadSettings()
     strategy: str = "naive"
     stream: StreamSpec
     extensions: tuple[TaskSpec, ...] = ()
@@ -33,3 +41,19 @@ class RunSettings(TrainingSettings):
     log_every: int = Field(1, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)
     checkpoint_keep: int = Field(2, ge=1)
+
+    @model_validator(mode="after")
+    def _agree(self) -> RunSettings:
+        if self.stream.reactions is None:
+            if self.tuning == "head":
+                raise ValueError("tuning: head is for regression, and this stream's tasks have text for answers")
+            return self
+        if self.tuning == "soft-prompt":
+            raise ValueError("tuning: a regression takes head, lora or full; a soft prompt goes before text")
+        if self.probe is not None:
+            raise ValueError("probe: a regression has no general probe; leave it out")
+        strange = {"name", "train", "evaluation"}
+        for task in self.extensions:
+            if more := sorted(task.model_fields_set - strange):
+                raise ValueError(f"extensions.{task.name}: {more[0]} is for text; the run's own columns hold here")
+        return self

@@ -42,7 +42,7 @@ def announcement(plan: Plan) -> Iterator[str]:
 
 def export(plan: Plan, folder: RunFolder) -> None:
     """The trained model in the layout that Transformers and PEFT load."""
-    with replaced(folder.model if plan.settings.tuning == "full" else folder.adapter) as aside:
+    with replaced(folder.adapter if plan.settings.tuning in ("lora", "soft-prompt") else folder.model) as aside:
         write_model(plan.strategy, plan.model, plan.language.tokenizer, aside)
 
 

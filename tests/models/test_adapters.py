@@ -86,9 +86,11 @@ def test_full_trains_everything_again(make_lm: Any) -> None:
     model = make_lm().requires_grad_(False)
     assert tune(model, "full") is model
     assert all(p.requires_grad for p in model.parameters())
-    assert set(TUNINGS) == {"full", "lora", "soft-prompt"}
+    assert set(TUNINGS) == {"full", "lora", "soft-prompt", "head"}
     with pytest.raises(ConfigError, match=r"unknown tuning 'lara'. Did you mean 'lora'\?"):
         tune(model, "lara")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="tuning head is for regression"):
+        tune(model, "head")
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,0 +1,143 @@
+"""Hidden states of a frozen backbone: worked out once for each row of tokens, and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from perdure.errors import ModelError, StorageError
+from perdure.models.objectives import PAD
+from perdure.storage import replaced_file
+
+FORMAT = 1
+ROWS = 32  # of a forward pass
+Forward = Callable[[Tensor], Tensor]
+
+
+def cache_folder() -> Path:
+    """Where hidden states are kept: $PERDURE_CACHE, or ~/.cache/perdure."""
+    return Path(os.environ.get("PERDURE_CACHE") or Path.home() / ".cache" / "perdure") / "hidden"
+
+
+class HiddenStates:
+    """The hidden states of token rows under one frozen backbone, in memory as float16 and in files of that.
+
+    A file's folder is named by a hash of the backbone, and each file by a hash of the rows in it, so that what
+    another model gave is never taken, and runs that share rows share files.
+
+    Args:
+        base: what the backbone is: hashes of its files.
+        folder: of all caches; None: `cache_folder()`.
+
+    Attributes:
+        unwritten: why the newest file could not be written, in words; None where nothing was refused.
+    """
+
+    def __init__(self, base: Mapping[str, str], folder: Path | None = None) -> None:
+        name = sha256(json.dumps([FORMAT, dict(sorted(base.items()))]).encode()).hexdigest()[:24]
+        self.folder = (folder or cache_folder()) / name
+        self._rows: dict[bytes, Tensor] = {}  # each [T, D], views into a file's tensor
+        self._read: set[str] = set()
+        self.unwritten: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def fill(
+        self,
+        rows: Iterable[Tensor],
+        forward: Forward,
+        tell: Callable[[int, int], None] = lambda done, of: None,
+    ) -> int:
+        """Have the hidden states of all these rows, from memory, from disk, or worked out now and written.
+
+        Args:
+            rows: token rows, int64 [T] each.
+            forward: ids [B, T], padded on the right with `PAD`, to hidden states [B, T, D].
+            tell: called with (rows done, of how many) while they are worked out.
+
+        Returns:
+            How many had to be worked out.
+        """
+        wanted = {name_of(row): row for row in rows}
+        if any(name not in self._rows for name in wanted):
+            self._read_files()
+        missing = sorted((name, row) for name, row in wanted.items() if name not in self._rows)
+        if missing:
+            self._work_out(missing, forward, tell)
+        return len(missing)
+
+    def __call__(self, x: Tensor, forward: Forward) -> Tensor:
+        """Hidden states [B, T, D], float32, of ids [B, T] padded with `PAD`; zeros where a row has ended.
+
+        Rows that were never asked for are worked out, and kept in memory alone.
+        """
+        found = []
+        for row in x:
+            ids = row[row != PAD]
+            name = name_of(ids)
+            if name not in self._rows:
+                self._rows[name] = forward(ids[None])[0].to("cpu", torch.float16)
+            found.append(self._rows[name])
+        return pad_sequence(found, batch_first=True).to(x.device, torch.float32)
+
+    def _work_out(
+        self, missing: Sequence[tuple[bytes, Tensor]], forward: Forward, tell: Callable[[int, int], None]
+    ) -> None:
+        ordered = sorted(missing, key=lambda pair: len(pair[1]))  # alike in length: little is padding
+        done = 0
+        tell(0, len(ordered))
+        for start in range(0, len(ordered), ROWS):
+            part = ordered[start : start + ROWS]
+            states = forward(pad_sequence([row for _, row in part], batch_first=True, padding_value=PAD))
+            for (name, row), each in zip(part, states, strict=True):
+                self._rows[name] = each[: len(row)].to("cpu", torch.float16)
+                if not self._rows[name].isfinite().all():
+                    raise ModelError("the backbone's hidden states are too large for float16; use --tuning lora")
+            done += len(part)
+            tell(done, len(ordered))
+        names = [name for name, _ in missing]
+        tensors = {
+            "ids": torch.cat([row for _, row in missing]).to(torch.int32),
+            "lengths": torch.tensor([len(row) for _, row in missing], dtype=torch.int32),
+            "hidden": torch.cat([self._rows[name] for name in names]),
+        }
+        file = self.folder / f"{sha256(b''.join(names)).hexdigest()[:24]}.safetensors"
+        try:
+            with replaced_file(file, f".{os.getpid()}") as aside:
+                save_file(tensors, aside)
+        except StorageError as error:
+            # Nothing is lost but time: the next run works them out again.
+            self.unwritten = f"hidden states were not kept: {error} (PERDURE_CACHE names another folder)"
+        self._read.add(file.name)
+
+    def _read_files(self) -> None:
+        if not self.folder.is_dir():
+            return
+        for file in sorted(self.folder.glob("*.safetensors")):
+            if file.name in self._read:
+                continue
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    parts: dict[str, Any] = {name: opened.get_tensor(name) for name in ("ids", "lengths", "hidden")}
+            except (SafetensorError, OSError):
+                continue  # half written by a machine that went down: it is written again under the same name
+            self._read.add(file.name)
+            lengths = parts["lengths"].tolist()
+            for ids, states in zip(parts["ids"].split(lengths), parts["hidden"].split(lengths), strict=True):
+                self._rows.setdefault(name_of(ids), states)
+
+
+def name_of(ids: Tensor) -> bytes:
+    """A row's name: the bytes of its ids, int32."""
+    return ids.to("cpu", torch.int32).numpy().tobytes()

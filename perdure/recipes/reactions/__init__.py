@@ -1,0 +1,1 @@
+"""Yields of reactions, task after task: the command, what it writes, and what a laboratory does with the model."""

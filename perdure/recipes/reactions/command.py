@@ -1,0 +1,53 @@
+"""`perdure reactions`: one run from options to figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from perdure.errors import ConfigError, RunError, unknown_name
+from perdure.recipes.reactions.options import Options, default_out, settings_for
+from perdure.recipes.reactions.outputs import print_summary
+from perdure.recipes.run import execute, finished
+from perdure.recipes.show import print_results
+from perdure.recipes.track import track_finished
+from perdure.training.display import Terminal
+from perdure.training.folder import RunFolder
+
+BACKENDS = ("torch",)
+
+
+def run_reactions(
+    options: Options,
+    overrides: Sequence[str],
+    resume: bool,
+    again: str,
+    track: Sequence[str] = (),
+    backend: str = "torch",
+) -> None:
+    """Run it in a folder, and print what came of it beside the baseline."""
+    if backend not in BACKENDS:
+        raise ConfigError(unknown_name("backend", backend, BACKENDS))
+    settings = settings_for(options, overrides)
+    folder = RunFolder(options.out or default_out(settings, options.setting))
+    display = Terminal()
+    if folder.exists and not resume:
+        raise RunError(f"{folder.path} holds a run already: add --resume to go on with it, or give another --out")
+    if folder.exists:
+        from perdure.training.plan import changed_settings, fixed_settings
+
+        theirs = folder.settings()
+        folder.refuse_changed(changed_settings(fixed_settings(theirs), fixed_settings(settings)))
+        if finished(folder):
+            display.say(f"{folder.path}: this run is finished; nothing to do")
+            track_finished(folder, track, display)
+            show(folder, display)
+            return
+        settings = settings.model_copy(update={"extensions": theirs.extensions, "erased": theirs.erased})
+    execute(settings, None, folder, display, again, track)
+    show(folder, display)
+
+
+def show(folder: RunFolder, display: Terminal) -> None:
+    """The tables of a finished run, and its baseline."""
+    print_results([folder.path], display)
+    print_summary(folder.path, display.say)

@@ -1,0 +1,147 @@
+"""What a run of reactions leaves beside an ordinary run: tables for a spreadsheet, predictions, the baseline."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from perdure.evaluation.score import MAIN
+from perdure.recipes.reactions.foretell import (
+    Array,
+    Foretold,
+    Intervals,
+    calibrate,
+    foretell,
+    method_of,
+    sets_width,
+)
+from perdure.recipes.reactions.trees import trees
+from perdure.storage import write_json, write_text
+from perdure.tracking import read_events
+from perdure.training.folder import RunFolder
+from perdure.types import Example
+
+if TYPE_CHECKING:
+    from perdure.training.run import Run
+
+CALIBRATION, BASELINE = "calibration.json", "baseline.json"
+HELD_OUT, TRAINING = "predictions_held_out.csv", "predictions_training.csv"
+PREDICTIONS = ("key", "task", "true", "predicted", "std", "lower", "upper", "calibration")
+EPOCHS = ("epoch", "training_loss", "held_out_loss", "held_out_rmse", "held_out_r2")
+
+
+def write_outputs(run: Run) -> None:
+    """Write all of it into a finished run's folder."""
+    plan, folder = run.plan, run.folder
+    run.display.doing("predictions")
+    tasks = plan.stream.evaluations
+    held = [row for task in tasks for row in task.evaluation]
+    trained = [row for task in tasks for row in task.train]
+    settings = plan.settings
+    method = method_of(settings)
+    samples = settings.evaluation.samples
+    made = foretell(run.learner, held, method, samples, settings.seed)
+    fits = np.array([sets_width(row, settings.seed) for row in held], dtype=bool)
+    intervals, found = calibrate(made, _true(held), fits, method)
+    if found:
+        write_json(folder.path / CALIBRATION, found)
+    else:
+        (folder.path / CALIBRATION).unlink(missing_ok=True)
+    write_predictions(folder.path / HELD_OUT, held, made, intervals, fits)
+    seen = foretell(run.learner, trained, "none", 0, settings.seed)
+    write_predictions(folder.path / TRAINING, trained, seen, None, None)
+    for metric in ("r2", "rmse"):
+        run.scores.matrices[metric].to_csv(folder.path / f"{metric}_matrix.csv")
+    write_epochs(folder, [task.name for task in plan.stages])
+    baseline = trees(tasks)
+    if baseline is not None:
+        write_json(folder.path / BASELINE, baseline)
+
+
+def write_predictions(
+    path: Path,
+    rows: Sequence[Example],
+    foretold: Foretold,
+    intervals: Intervals | None,
+    fits: Iterable[bool] | None,
+) -> None:
+    """One line a row; yields as fractions."""
+    nothing: Array = np.full(len(rows), math.nan)
+    lower, upper = (nothing, nothing) if intervals is None else intervals.bounds(foretold)
+    marks = [""] * len(rows) if fits is None else [str(int(fit)) for fit in fits]
+    values = zip(foretold.mean, foretold.std, lower, upper, strict=True)
+    write_csv(
+        path,
+        PREDICTIONS,
+        (
+            [row.key, row.task, _number(value), *map(_number, (mean, std, low, high)), mark]
+            for row, value, (mean, std, low, high), mark in zip(rows, _true(rows), values, marks, strict=True)
+        ),
+    )
+
+
+def write_epochs(folder: RunFolder, stages: Sequence[str]) -> None:
+    """For each stage a file of its epochs: the mean training loss, and the held-out scores after each."""
+    for old in folder.path.glob("epoch_losses_task_*.csv"):
+        old.unlink()
+    losses: dict[int, dict[int, list[tuple[int, float]]]] = {}
+    scored: dict[int, dict[int, Mapping[str, Any]]] = {}
+    for event in read_events(folder.metrics):
+        if event["event"] == "step":
+            epochs = losses.setdefault(event["stage"], {})
+            epochs.setdefault(event["epoch"], []).append((event["tokens"], event["loss"]))
+        elif event["event"] == "epoch":
+            scored.setdefault(event["stage"], {})[event["epoch"]] = event["metrics"]
+    for stage in range(1, len(stages) + 1):
+        lines = []
+        for epoch, steps in sorted(losses.get(stage, {}).items()):
+            found = scored.get(stage, {}).get(epoch, {})
+            rows = sum(n for n, _ in steps)
+            mean = math.fsum(n * loss for n, loss in steps) / rows
+            lines.append([epoch + 1, _number(mean), *(_number(found.get(m)) for m in ("loss", "rmse", "r2"))])
+        write_csv(folder.path / f"epoch_losses_task_{stage:02d}.csv", EPOCHS, lines)
+
+
+def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    """Replace a CSV file in one step."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
+
+
+def print_summary(path: Path, say: Any) -> None:
+    """What the run's model and the baseline reach over all held-out rows, in lines."""
+    results = json.loads((path / "results.json").read_text(encoding="utf-8"))
+    metrics = results["metrics"]
+    main = MAIN["regression"][0]
+    if metrics.get(main, {}).get("pooled") is None:
+        return
+    say(
+        f"over all held-out rows: R² {metrics['r2']['pooled']:.3f}, RMSE {metrics['rmse']['pooled']:.3f}, MAE "
+        f"{metrics['mae']['pooled']:.3f} (yields as fractions); over rows that were trained on: R² "
+        f"{metrics['r2_training']['pooled']:.3f}"
+    )
+    file = path / BASELINE
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        say(
+            f"baseline, boosted trees on the one-hot conditions, trained jointly: R² {found['r2']:.3f}, RMSE "
+            f"{found['rmse']:.3f}, MAE {found['mae']:.3f}; mean R² of a task {found['mean_task_r2']:.3f}"
+        )
+
+
+def _true(rows: Sequence[Example]) -> Array:
+    return np.array([math.nan if row.y is None else float(row.y) for row in rows])
+
+
+def _number(value: Any) -> str:
+    return "" if value is None or value != value else f"{value:.6g}"

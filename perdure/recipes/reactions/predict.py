@@ -1,0 +1,104 @@
+"""`perdure predict`: the yields that a run's model foretells for a table of reactions."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perdure.errors import ConfigError, RunError
+from perdure.evaluation.score import regression_metrics
+from perdure.recipes.reactions.foretell import LEVEL, Intervals, foretell, method_of
+from perdure.recipes.reactions.outputs import CALIBRATION, write_csv
+from perdure.recipes.run import notes_of, quieten
+from perdure.storage import there
+from perdure.streams import reactions
+from perdure.streams.reactions.encode import ReactionEncoder
+from perdure.training.display import Terminal
+from perdure.training.folder import RunFolder
+
+
+def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
+    """Write a table of predictions, in the units of the run's own table, with intervals."""
+    import torch
+
+    from perdure.training.plan import make_plan
+    from perdure.training.run import Run
+
+    folder = RunFolder(path)
+    settings = folder.settings()
+    spec = settings.stream.reactions
+    if spec is None:
+        raise RunError(f"{path} is no run of reactions; `perdure generate {path} PROMPT` lets its model answer")
+    if not there(file):
+        raise ConfigError(f"{file}: no such file; give a table of reactions")
+    if out.is_dir():
+        raise ConfigError(f"-o {out}: is a folder; give a file")
+    quieten()
+    plan = make_plan(settings, folder.recipe_folder)
+    display = Terminal()
+    run = Run(plan, folder, display)
+    run.load()
+    scale = 100.0 if plan.data["scale"] == "percent" else 1.0
+    own = spec.model_copy(update={"yield_scale": plan.data["scale"]})
+    table = reactions.read(own, file, labelled=False)
+    limit = min(settings.max_length or plan.language.max_length, plan.language.max_length)
+    encoded, long = ReactionEncoder(plan.language.tokenizer, limit).encode(table.rows)
+    if not encoded:
+        raise ConfigError(f"{file}: no row that the model can read ({len(long)} longer than {limit} tokens)")
+    # The rows have no yields to learn from; a number must stand there for a batch to be made.
+    rows = [row.but(y=torch.tensor(math.nan)) for row in encoded]
+    known = set(plan.stream.names)
+    if plan.strategy.wants_task_ids and not {row.task for row in rows} <= known:
+        rows = run.learner.identified(rows)
+        display.say("note: the strategy has a part for each task; tasks that the file does not name were inferred")
+    with display.counting("hidden states") as tell:
+        plan.model.remember([row.x for row in rows], tell)
+    made = foretell(run.learner, rows, method_of(settings), settings.evaluation.samples, settings.seed)
+    intervals = _intervals(folder)
+    lower, upper = (np.full(len(rows), math.nan),) * 2 if intervals is None else intervals.bounds(made, level)
+    true = {row.key: math.nan if row.value is None else row.value for row in table.rows}
+    labelled = [i for i, row in enumerate(encoded) if true[row.key] == true[row.key]]
+    lines: list[list[Any]] = []
+    for i, row in enumerate(encoded):
+        values = [made.mean[i], lower[i], upper[i], made.std[i]] + ([true[row.key]] if labelled else [])
+        lines.append([row.key, row.task, row.segments[0].text, *(_text(value * scale) for value in values)])
+    header = ["key", "task", "reaction_smiles", "predicted", "lower", "upper", "std"]
+    header += ["true"] if labelled else []
+    write_csv(out, header, lines)
+    for note in notes_of(run):
+        display.say(note)
+    for note in table.facts["notes"]:
+        display.say(f"note: {note}")
+    if long:
+        keys = ", ".join(long[:5])
+        display.say(f"note: {len(long)} rows are longer than {limit} tokens and were left out: {keys}")
+    unit = "percent" if scale == 100 else "fractions"
+    width = f"intervals of {level:.0%}" if intervals is not None else "no intervals: too few rows were held out"
+    display.say(f"{len(lines)} predictions in {unit}, {width}")
+    if labelled:
+        given = torch.tensor([true[encoded[i].key] for i in labelled], dtype=torch.float64)
+        found = regression_metrics(torch.tensor(made.mean[labelled]), given)
+        display.say(
+            f"against the {len(labelled)} yields in the file: R² {found['r2']:.3f}, "
+            f"RMSE {found['rmse'] * scale:.3g}, MAE {found['mae'] * scale:.3g}"
+        )
+    display.say(f"written: {out}")
+
+
+def _intervals(folder: RunFolder) -> Intervals | None:
+    file = folder.path / CALIBRATION
+    if not file.is_file():
+        return None
+    try:
+        factors = json.loads(file.read_text(encoding="utf-8"))["factors"]
+        return Intervals({float(level): math.inf if f is None else float(f) for level, f in factors.items()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file}: cannot be read ({error!r}); run the reactions again in a new folder") from error
+
+
+def _text(value: float) -> str:
+    return "" if value != value else f"{value:.5g}"
