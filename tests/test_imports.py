@@ -23,6 +23,7 @@ ORDER = (
     ("training",),
     ("teaching",),
     ("recipes",),
+    ("cli_options", "cli_reactions"),
     ("cli",),
 )
 BESIDE = {
@@ -37,7 +38,7 @@ def allowed(room: str) -> set[str]:
         return {room, *BESIDE[room]}
     line = next(i for i, rooms in enumerate(ORDER) if room in rooms)
     above = {name for rooms in ORDER[:line] for name in rooms}
-    return above | {room} | ({"report"} if room in ("recipes", "cli") else set())
+    return above | {room} | ({"report", "jax"} if room == "recipes" or room.startswith("cli") else set())
 
 
 def room_of(path: Path) -> str:

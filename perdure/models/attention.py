@@ -1,7 +1,7 @@
 """Causal attention that is fast in bf16 on a processor, where PyTorch's own is made for long sequences.
 
-For rows of a few hundred tokens the whole matrix of scores, as two batched products with a softmax between, takes
-about half the time. Everything else goes to PyTorch.
+For rows of a few hundred tokens the scores in bands of queries, each as two batched products with a softmax
+between, are faster. Everything else goes to PyTorch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 NAME = "perdure_sdpa"
 MOST_SCORES = 1 << 25  # of a layer; beyond them the matrix costs more than it saves
+BAND = 128  # queries that go together: of fewer the products are slow, of more most scores are of what is to come
 OTHERS = (
     "position_bias",
     "softcap",
@@ -66,15 +67,18 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) ->
         x.to(torch.bfloat16).repeat_interleave(repeats, 1).reshape(batch * heads, length, -1)
         for x, repeats in ((query, 1), (key, groups), (value, groups))
     )
-    later = torch.full((length, length), float("-inf"), dtype=torch.bfloat16).triu(1)
-    scores = torch.baddbmm(
-        later.expand(batch * heads, length, length),
-        q,
-        k.transpose(1, 2),
-        alpha=width**-0.5 if scaling is None else scaling,
-    )
-    found = torch.bmm(torch.softmax(scores, -1), v)  # [B·H, T, D]
-    return found.view(batch, heads, length, -1).transpose(1, 2).contiguous()
+    scale = width**-0.5 if scaling is None else scaling
+    found = [_band(q, k, v, start, scale) for start in range(0, length, BAND)]
+    return torch.cat(found, 1).view(batch, heads, length, -1).transpose(1, 2).contiguous()
+
+
+def _band(q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
+    """The answers to a band of queries, [B·H, t, D], which look at no position after its last."""
+    asked = q[:, start : start + BAND]
+    end = start + asked.shape[1]
+    later = torch.full((end - start, end), float("-inf"), dtype=q.dtype).triu(start + 1)
+    scores = torch.baddbmm(later.expand(len(q), -1, -1), asked, k[:, :end].transpose(1, 2), alpha=scale)
+    return torch.bmm(torch.softmax(scores, -1), v[:, :end])
 
 
 def use(model: Any) -> None:

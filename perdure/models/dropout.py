@@ -23,5 +23,6 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         # One draw of 64 bits makes four elements' bits; PyTorch draws 53 bits for each.
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)
-        kept = (bits[: x.numel()] >= dropped - _LEVELS // 2).view(x.shape)
+        # In place, so that no truth values have to be turned into numbers, which costs more than the comparison.
+        kept = bits[: x.numel()].ge_(dropped - _LEVELS // 2).view(x.shape)
         return x * kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))

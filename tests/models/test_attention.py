@@ -60,6 +60,35 @@ def test_wrong_versions_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
             check()
 
 
+def gradients(monkeypatch: pytest.MonkeyPatch, band: int) -> tuple[torch.Tensor, ...]:
+    monkeypatch.setattr(attention, "BAND", band)
+    inputs = [x.requires_grad_() for x in tensors()]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attend(CAUSAL, *inputs, None, scaling=0.5)
+    weight = torch.linspace(-1, 1, found.numel()).view(found.shape)
+    return found.detach(), *torch.autograd.grad((found.float() * weight).sum(), inputs)
+
+
+@pytest.mark.parametrize("band", [1, 3, 6])
+def test_bands_are_the_whole_cut_into_pieces(monkeypatch: pytest.MonkeyPatch, band: int) -> None:
+    """7 queries in bands of 3 see 3, 6 and 7 positions; what is left out of a row has weight 0 in the whole."""
+    whole, parts = gradients(monkeypatch, 7), gradients(monkeypatch, band)
+    torch.testing.assert_close(parts[0], whole[0], rtol=0.01, atol=0.004)  # a bf16 number has 8 bits
+    for one, other in zip(parts[1:], whole[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=0.03, atol=0.03)
+    q, k, v = (x.bfloat16() for x in tensors())
+    torch.testing.assert_close(parts[0].double(), by_hand(q, k, v, 0.5), rtol=0.03, atol=0.03)
+
+
+def test_a_band_that_sees_as_far_as_the_first_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention._band
+    monkeypatch.setattr(attention, "BAND", 3)
+    check()
+    monkeypatch.setattr(attention, "_band", lambda q, k, v, start, scale: right(q[:, start:], k, v, 0, scale))
+    with pytest.raises(AssertionError):
+        check()
+
+
 @pytest.mark.parametrize(
     ("change", "dense"),
     [

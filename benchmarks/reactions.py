@@ -1,0 +1,160 @@
+"""Reactions under every setting, on Suzuki-Miyaura couplings, with intervals.
+
+Each cell is one `perdure reactions` in a folder of its own, gone on with where it was stopped; what it came to is
+kept as a small file in benchmarks/figures/reactions, from which the tables for docs/results.md are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study_report import interval
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+FIGURES = Path(__file__).parent / "figures" / "reactions"
+# Seeds 0 to 2 are reported; settings were chosen on seed 7193's split, which no table here has.
+SEEDS = (0, 1, 2)
+EWC, SI = "continual_strategy.ewc.strength", "continual_strategy.si.strength"
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "joint": ("--setting", "joint"),
+    "sequential": ("--setting", "sequential"),
+    "replay all": ("--setting", "replay", "--memory", "all"),
+    "replay 10 %": ("--setting", "replay", "--memory", "10%"),
+    "replay 2 %": ("--setting", "replay", "--memory", "2%"),
+    "ewc": ("--setting", "ewc", "--set", f"{EWC}=1000"),
+    "lwf": ("--setting", "lwf"),
+}
+LORA = ("joint", "sequential", "replay 10 %")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of the study."""
+
+    backbone: str
+    tuning: str
+    setting: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its file."""
+        setting = self.setting.replace(" %", "").replace(" ", "-")
+        return f"{self.backbone}-{self.tuning}-{setting}-seed{self.seed}"
+
+
+def cells(backbones: Sequence[str], seeds: Sequence[int], lora: bool) -> list[Cell]:
+    """The runs of the study, the first seed of everything before the second."""
+    found = [
+        Cell(backbone, "head", setting, seed) for seed in seeds for backbone in backbones for setting in SETTINGS
+    ]
+    return found + [Cell("minilm", "lora", setting, seeds[0]) for setting in LORA if lora]
+
+
+def run(cell: Cell, out: Path, shared: Path, epochs: int, lora_epochs: int) -> None:
+    """Run a cell, or go on with it, and keep its figures."""
+    folder = out / cell.name
+    backbone = "minilm" if cell.backbone == "minilm" else str(shared / "models" / cell.backbone)
+    command = [
+        sys.executable, "-m", "perdure.cli", "reactions", *SETTINGS[cell.setting], "--tuning", cell.tuning,
+        "--model", backbone, "--data", str(shared / "data" / "suzuki_miyaura.csv.gz"), "--seed", str(cell.seed),
+        "--precision", "bf16", "--epochs", str(lora_epochs if cell.tuning == "lora" else epochs),
+        "--lr", "2e-4" if cell.tuning == "lora" else "1e-3", "--set", "micro_batch_size=8",
+        "--set", "checkpoint_every=500", "--out", str(folder), "--resume",
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    kept = {
+        "name": cell.name,
+        "cell": [cell.backbone, cell.tuning, cell.setting, cell.seed],
+        "steps": results["steps"],
+        "seconds": results["seconds"],
+        "parameters": results["parameters"],
+        "versions": results["versions"],
+        "machine": results["machine"],
+        "metrics": {
+            metric: {key: values.get(key) for key in ("pooled", "average", "forgetting", "learning")}
+            | {"pooled_by_stage": values.get("pooled_by_stage")}
+            for metric, values in results["metrics"].items()
+        },
+        "baseline": json.loads((folder / "baseline.json").read_text(encoding="utf-8")),
+    }
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    (FIGURES / f"{cell.name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def figures() -> list[dict[str, Any]]:
+    """What finished cells came to."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(FIGURES.glob("*.json"))]
+
+
+def table(backbone: str, tuning: str, settings: Sequence[str]) -> str:
+    """A backbone's settings, mean ± 95 % t-interval over seeds."""
+    heads = (
+        "setting",
+        "seeds",
+        "R², all rows",
+        "RMSE of a task",
+        "forgetting, RMSE",
+        "R², training rows",
+        "minutes",
+    )
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for setting in settings:
+        found = [one for one in figures() if one["cell"][:3] == [backbone, tuning, setting]]
+        if not found:
+            continue
+        metrics = [one["metrics"] for one in found]
+        values = [
+            _text([m["r2"]["pooled"] for m in metrics]),
+            _text([m["rmse"]["average"] for m in metrics]),
+            _text([m["rmse"]["forgetting"] for m in metrics]),
+            _text([m["r2_training"]["pooled"] for m in metrics]),
+            f"{sum(one['seconds'] for one in found) / len(found) / 60:.0f}",
+        ]
+        lines.append(f"| {setting} | {len(found)} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def _text(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean, half = interval(known)
+    return f"{mean:.3f}" + (f" ± {half:.3f}" if half == half else "")
+
+
+def main() -> None:
+    """Run what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/reactions"), help="folder (runs/reactions)")
+    parser.add_argument("--shared", type=Path, default=SHARED, help="folder of data/ and models/")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="0,1,2")
+    parser.add_argument("--backbones", default="minilm,bitstories-3.3M", help="minilm,bitstories-3.3M")
+    parser.add_argument("--epochs", type=int, default=15, help="of the head (15)")
+    parser.add_argument("--lora-epochs", type=int, default=3, help="of LoRA (3)")
+    parser.add_argument("--no-lora", action="store_true", help="leave LoRA out")
+    parser.add_argument("--report", action="store_true", help="only print tables of what there is")
+    asked = parser.parse_args()
+    seeds = [int(seed) for seed in asked.seeds.split(",")]
+    backbones = asked.backbones.split(",")
+    for cell in [] if asked.report else cells(backbones, seeds, not asked.no_lora):
+        if not (FIGURES / f"{cell.name}.json").is_file():
+            run(cell, asked.out, asked.shared, asked.epochs, asked.lora_epochs)
+    for backbone in backbones:
+        print(f"\n{backbone}, head\n\n" + table(backbone, "head", list(SETTINGS)))
+    print("\nminilm, LoRA\n\n" + table("minilm", "lora", LORA))
+    baselines = {one["cell"][3]: one["baseline"] for one in figures()}
+    for key in ("r2", "mean_task_r2", "mean_task_rmse"):
+        print(f"boosted trees, {key}: {_text([found[key] for found in baselines.values()])}")
+
+
+if __name__ == "__main__":
+    main()
