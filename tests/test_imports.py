@@ -23,7 +23,8 @@ ORDER = (
     ("training",),
     ("teaching",),
     ("recipes",),
-    ("cli_options", "cli_reactions"),
+    ("cli_options",),
+    ("cli_reactions",),
     ("cli",),
 )
 BESIDE = {

@@ -17,9 +17,10 @@ from typing import Any
 from perdure.errors import StorageError
 from perdure.report import words
 from perdure.report.identity import apart, apart_where_they_differ, told_metrics
-from perdure.report.read import INFERRED, Run, number, read_run, read_runs
+from perdure.report.read import INFERRED, TRAINING, Run, number, on_training_rows, read_run, read_runs
 
 PAGE, COMPARISON = "report.html", "comparison.png"
+ALL = 2  # see _depth
 Table = dict[str, Any]
 
 
@@ -44,14 +45,14 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     read = read_runs(runs)
     context = _context(read)
     if "comparison" in context:
-        _write(out.with_name(COMPARISON), context.pop("comparison"))
-    _write(out, render(context).encode("utf-8", "replace"))
+        write_file(out.with_name(COMPARISON), context.pop("comparison"))
+    write_file(out, render(context).encode("utf-8", "replace"))
     return out
 
 
 def write_plots(run: Path | str) -> list[Path]:
     """Write the figures of one run into its folder `plots`; returns their paths. Older figures are removed."""
-    from perdure.report import drift, matrices, plots, usage
+    from perdure.report import drift, matrices, plots, reactions, usage
 
     read, folder = read_run(run), Path(run) / "plots"
     figures: dict[str, bytes] = {}
@@ -59,7 +60,10 @@ def write_plots(run: Path | str) -> list[Path]:
         scores, views = read.scores[metric], apart_where_they_differ([read], metric)
         if not all(view.scores[metric].blank() for view in views):
             name = re.sub(r"[^\w.-]", "_", metric)
-            figures[f"matrix_{name}.png"] = matrices.heat_map(views, metric)
+            if (depth := _depth(metric, read.scores)) > 0:
+                figures[f"matrix_{name}.png"] = matrices.heat_map(views, metric)
+            if depth < ALL:
+                continue
             figures[f"curves_{name}.png"] = plots.curves(views, metric)
             if scores.outlasted():
                 figures[f"forgetting_{name}.png"] = plots.lost(views, metric)
@@ -72,12 +76,12 @@ def write_plots(run: Path | str) -> list[Path]:
     if used := read.used():
         figures["usage.png"] = usage.usage_figure(used)
     for name, content in figures.items():
-        _write(folder / name, content)
+        write_file(folder / name, content)
     for kind in ("matrix_*", "curves_*", "forgetting_*", "transfer_*", "drift", "usage"):
         for path in folder.glob(f"{kind}.png"):
             if path.name not in figures:
                 path.unlink(missing_ok=True)
-    return [folder / name for name in figures]
+    return [*(folder / name for name in figures), *reactions.draw_reactions(Path(run))]
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -100,6 +104,8 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
         "sentences": words.sentences(runs),
         "runs": _facts(runs),
         "metrics": [],
+        "on_training_rows": [],
+        "predictions": _predictions(runs),
         "training": None,
         "told": [run.name for run in runs if run.told],
         "drift": None,
@@ -110,11 +116,12 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
         "configs": [(run.name, run.config) for run in runs if run.config],
         "commands": [_again(run) for run in runs],
     }
-    main = words.main_metric(next(iter(run.scores)) for run in runs if run.scores)
+    main = words.main_metric(run.held_out[0] for run in runs if run.held_out)
     for metric in dict.fromkeys([main, *(metric for run in runs for metric in told_metrics(run))]):
         some = [run for run in runs if metric in run.scores and run.scores[metric].tasks]
         if some:
-            context["metrics"].append(_metric(some, metric, context))
+            section = "on_training_rows" if on_training_rows(metric) else "metrics"
+            context[section].append(_metric(some, metric, context))
     trained = [run for run in runs if run.steps]
     if trained:
         context["training"] = _figure(plots.training_loss(trained), "Training loss", "loss", trained)
@@ -131,18 +138,30 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
     return context
 
 
+def _depth(metric: str, measured: Iterable[str]) -> int:
+    """Which figures a metric has: `ALL`, 1 for the matrix alone, 0 for none.
+
+    On training rows at most the matrix, since what was lost shows on held-out rows; less by one where RMSE already
+    tells of the same errors.
+    """
+    own = metric.removesuffix(INFERRED).removesuffix(TRAINING)
+    return ALL - on_training_rows(metric) - (own in ("mae", "loss") and "rmse" in measured)
+
+
 def _metric(runs: Sequence[Run], metric: str, context: dict[str, Any]) -> dict[str, Any]:
     """A metric's section; the first one that can be drawn of several runs leaves the comparison in the context."""
     from perdure.report import matrices, plots
 
     views, drawn = apart(runs, metric), apart_where_they_differ(runs, metric)
     tables = [view.scores[metric] for view in drawn]
-    figures = []
-    if shown := not all(table.blank() for table in tables):
-        if len(runs) > 1 and "comparison" not in context:
-            context["comparison"] = plots.comparison(drawn, metric)
-            figures.append(_figure(context["comparison"], "The runs compared", metric, drawn))
+    figures, depth = [], _depth(metric, runs[0].scores)
+    shown = not all(table.blank() for table in tables)
+    if shown and len(runs) > 1 and "comparison" not in context and not on_training_rows(metric):
+        context["comparison"] = plots.comparison(drawn, metric)
+        figures.append(_figure(context["comparison"], "The runs compared", metric, drawn))
+    if shown and depth > 0:
         figures.append(_figure(matrices.heat_map(drawn, metric), "Score matrix", metric, drawn))
+    if shown and depth == ALL:
         figures.append(_figure(plots.curves(drawn, metric), "Scores over the stream", metric, drawn))
         if any(table.outlasted() and not table.blank() for table in tables):
             figures.append(_figure(plots.lost(drawn, metric), "Scores when learnt and at the end", metric, drawn))
@@ -194,7 +213,11 @@ def _fact(run: Run) -> list[str]:
 
 def _summary(runs: Sequence[Run], metric: str) -> Table:
     higher = runs[0].scores[metric].higher_is_better
-    keys = [key for key in words.COLUMNS if any(run.summaries[metric].get(key) is not None for run in runs)]
+    shown = words.AVERAGES if on_training_rows(metric) else words.COLUMNS
+    keys = [
+        key for key in words.COLUMNS
+        if key in shown and any(run.summaries[metric].get(key) is not None for run in runs)
+    ]  # fmt: skip
     found = [[number(run.summaries[metric].get(key)) for key in keys] for run in runs]
     digits = words.decimals(metric, (x for row in found for x in row))
     return _table(
@@ -215,16 +238,33 @@ def _tasks(runs: Sequence[Run], metric: str) -> Table:
         for i, task in enumerate(scores.tasks)
     ]
     digits = words.decimals(metric, (x for _, _, values in found for x in values))
-    rows = []
+    rows, trained = [], on_training_rows(metric)
+    shown = slice(1, 3) if trained else slice(None)
     for task, run, values in found:
         name = [run.name] if len(runs) > 1 else []
-        scored = words.count((run.results.get("data") or {}).get(task, {}).get("evaluation"))
+        kind = "train" if trained else "evaluation"
+        scored = words.count((run.results.get("data") or {}).get(task, {}).get(kind))
         texts = [words.value(metric, x, signed=i == 3, digits=digits) for i, x in enumerate(values)]
-        rows.append([task, *name, scored, *texts])
+        rows.append([task, *name, scored, *texts[shown]])
     name = ["run"] if len(runs) > 1 else []
-    head = ["task", *name, "evaluation rows", "before training", "when learnt", "at the end", "change since learnt"]
+    columns = ["before training", "when learnt", "at the end", "change since learnt"]
+    head = ["task", *name, "training rows" if trained else "evaluation rows", *columns[shown]]
     order = {task: i for i, task in enumerate(dict.fromkeys(row[0] for row in rows))}
     return _table(f"{words.label(metric)} of each task", head, sorted(rows, key=lambda row: order[row[0]]))
+
+
+def _predictions(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What runs on reactions predicted: of one run every figure, of several each one's on held-out rows."""
+    from perdure.report import reactions
+
+    out = []
+    for run in runs:
+        found = reactions.prediction_figures(run.path, brief=len(runs) > 1)
+        for name, content in found.items():
+            figure = _figure(content, reactions.TITLES[name], "yields", [run])
+            caption = reactions.TITLES[name] + (f" of {run.name}" if len(runs) > 1 else "")
+            out.append(figure | {"caption": caption, "trained": name == reactions.PARITY_TRAINING})
+    return out
 
 
 def _probe(runs: Sequence[Run]) -> Table | None:
@@ -338,8 +378,8 @@ def _plain(value: Any) -> str:
     return words.count(value) if isinstance(value, int) or value is None else str(value)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write aside, sync, rename: a reader sees the old file or the new one."""
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file and its folder: aside, sync, rename: a reader sees the old file or the new one."""
     aside = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

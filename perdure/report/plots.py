@@ -58,11 +58,11 @@ def curves(runs: Sequence[Run], metric: str) -> Figure:
         ax.grid(axis="y")
         percent_axis(ax, metric)
         title(ax, run, runs)
+    ended = _ends_at_floor(axes, metric, [x for run in runs for row in run.scores[metric].values for x in row])
     handles = [Line2D([], [], label=names[task], **styles[task]) for task in tasks]
     figure.legend(handles=handles, loc="outside right center", title="task")
-    headline(
-        figure, f"{words.opening(metric)} of each task over the stream; {words.direction(table.higher_is_better)}"
-    )
+    text = f"{words.opening(metric)} of each task over the stream; {words.direction(table.higher_is_better)}"
+    headline(figure, text + ended)
     return figure
 
 
@@ -85,8 +85,9 @@ def lost(runs: Sequence[Run], metric: str) -> Figure:
     ends = [_learnt_and_final(run.scores[metric], tasks) for run in runs]
     known = [x for pairs in ends for pair in pairs for x in pair if math.isfinite(x)] or [1.0]
     low, high = min(0.0, *known), max(0.0, *known)
-    if metric in words.SHARES:
-        high = 1.0
+    beyond = words.unbounded(metric) and low < words.FLOOR
+    if metric in words.SHARES or beyond:
+        low, high = max(low, words.FLOOR), 1.0
     room = (high - low or 1.0) * 0.3
     digits = words.decimals(metric, (final - learnt for pairs in ends for learnt, final in pairs), unit=False)
     for ax, run, pairs in zip(axes, runs, ends, strict=True):
@@ -97,6 +98,8 @@ def lost(runs: Sequence[Run], metric: str) -> Figure:
             worse = change < 0 if higher else change > 0
             text = words.value(metric, change, signed=True, unit=False, digits=digits)
             tip = max([x for x in (learnt, final, 0.0) if math.isfinite(x)])
+            if beyond and min(learnt, final) < low:
+                ax.plot(low, y, marker="<", color="#9a3412", markersize=5, clip_on=False)
             ax.text(
                 tip + room * 0.08, y, text, va="center", fontsize=8,
                 color="#9a3412" if worse else "#374151", weight="bold" if worse else "normal",
@@ -104,6 +107,8 @@ def lost(runs: Sequence[Run], metric: str) -> Figure:
         ax.set_yticks(range(len(tasks)), names)
         ax.set(xlim=(low, high + room), ylim=(len(tasks) - 0.5, -0.5))
         ax.axvline(0, color=GREY, linewidth=0.8)
+        if beyond:
+            ax.set_xticks([words.FLOOR, words.FLOOR / 2, 0, 0.5, 1])
         ax.grid(axis="x")
         ax.tick_params(axis="y", length=0)
         if metric in words.SHARES:
@@ -113,6 +118,8 @@ def lost(runs: Sequence[Run], metric: str) -> Figure:
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     unit = " in points" if metric in words.SHARES else ""
     text = f"{words.opening(metric)} when learnt and at the end, with the change{unit}; {words.direction(higher)}"
+    if beyond:
+        text += f"\n{_end()}: a bar with a tip goes on, as its number says"
     if left_out:
         names = words.short([run.name for run in left_out])
         text += f"\nNot shown: {', '.join(names)}; nothing was measured after learning"
@@ -151,23 +158,31 @@ def training_loss(runs: Sequence[Run]) -> Figure:
 
 @as_png
 def comparison(runs: Sequence[Run], metric: str) -> Figure:
-    """Average, forgetting and learning of each run, and the mean score over the tasks seen so far."""
+    """Average, forgetting and learning of each run, and the mean score over the tasks seen so far.
+
+    Where all runs have it, the score over all rows of these tasks together, and its course instead of the mean's.
+    """
     names = words.short([run.name for run in runs])
     higher = runs[0].scores[metric].higher_is_better
     left = 0.3 + 0.075 * max(len(name) for name in names)
     tall = 0.3 * len(runs) + 0.8
     figure, _ = panels(1, max(8.0, left + 6.5), tall + 2.9)
     figure.clear()
-    grid = figure.add_gridspec(2, 3, height_ratios=[tall, 2.9])
     shared: Axes | None = None
+    together = all(run.summaries[metric].get("pooled_by_stage") for run in runs)
     shown = {
         key: [number(run.summaries[metric].get(key)) for run in runs]
-        for key in ("average", "forgetting", "learning")
+        for key in (*(["pooled"] if together else []), "average", "forgetting", "learning")
     }
+    grid = figure.add_gridspec(2, len(shown), height_ratios=[tall, 2.9])
     digits = words.decimals(metric, (x for values in shown.values() for x in values))
+    clipped = False
     for column, (key, values) in enumerate(shown.items()):
         ax = figure.add_subplot(grid[0, column], sharey=shared)
-        bars(ax, [words.of_summary(metric, key, x, digits) for x in values], values)
+        # What is longer would leave the others no room, and its number stands beside it.
+        lengths = [min(max(x, words.FLOOR), -words.FLOOR) for x in values] if words.unbounded(metric) else values
+        clipped = clipped or lengths != values
+        bars(ax, [words.of_summary(metric, key, x, digits) for x in values], lengths)
         ax.set_title(words.column(key, metric, higher))
         if shared is None:
             shared = ax
@@ -176,8 +191,12 @@ def comparison(runs: Sequence[Run], metric: str) -> Figure:
         ax.tick_params(axis="y", length=0, labelleft=column == 0)
     ax = figure.add_subplot(grid[1, :])
     stages = max((run.scores[metric].stages for run in runs), key=len)
+    drawn: list[float] = []
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
         seen = run.scores[metric].mean_seen()
+        if together:
+            seen = [number(x) for x in run.summaries[metric]["pooled_by_stage"]]
+        drawn += seen
         look = line_style(i) | {"label": name}
         if len(seen) == 1 and len(stages) > 1:  # all tasks at once: a level to compare with, not a curve
             ax.axhline(seen[0], **look | {"marker": "", "linestyle": (0, (4, 2)), "linewidth": 1.6})
@@ -189,10 +208,27 @@ def comparison(runs: Sequence[Run], metric: str) -> Figure:
     ax.set_xlim(0.8, len(stages) + 0.2)
     ax.grid(axis="y")
     percent_axis(ax, metric)
-    ax.set_title(f"mean over the tasks seen so far {words.arrow('average', higher)}")
+    ended = f"\nBars end at ±{-words.FLOOR:g}; their numbers go on" if clipped else ""
+    ended += _ends_at_floor([ax], metric, drawn)
+    what = "over all rows of the tasks" if together else "mean over the tasks"
+    ax.set_title(f"{what} seen so far {words.arrow('average', higher)}")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(runs)))
-    headline(figure, f"{words.opening(metric)} of each run; arrows say which way is better")
+    headline(figure, f"{words.opening(metric)} of each run; arrows say which way is better{ended}")
     return figure
+
+
+def _end() -> str:
+    return f"The axis ends at −{-words.FLOOR:g}"
+
+
+def _ends_at_floor(axes: Sequence[Axes], metric: str, values: Sequence[float]) -> str:
+    """Let the panels end where R² says no more, and the words for it; nothing where none of the values is lower."""
+    num = sum(x < words.FLOOR for x in values)
+    if not words.unbounded(metric) or not num:
+        return ""
+    for ax in axes:
+        ax.set_ylim(words.FLOOR - 0.05, 1.05)
+    return f"\n{_end()}: {num} of {len(values)} values lie{'s' * (num == 1)} below"
 
 
 def _loss_by_stage(run: Run) -> list[tuple[np.ndarray, np.ndarray]]:

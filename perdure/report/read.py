@@ -15,6 +15,8 @@ FORMAT = 1
 RESULTS, EVENTS, CONFIG = "results.json", "metrics.jsonl", "config.yaml"
 # Ends the name of a metric for which a run's strategy was not told the task of each row, where it otherwise is.
 INFERRED = "_inferred"
+# Ends the name of a metric that was measured on rows that were trained on: it says nothing of what was learnt.
+TRAINING = "_training"
 # Only asked where a run left no results.json, which states the direction of every metric.
 LOWER_IS_BETTER = ("loss", "error", "rmse", "mse", "mae", "perplexity")
 
@@ -122,6 +124,11 @@ class Run:
         return self.results.get("task_identity") == "told" or any(m.endswith(INFERRED) for m in self.scores)
 
     @property
+    def held_out(self) -> tuple[str, ...]:
+        """The metrics that were measured on rows that no task trains, the main one first."""
+        return tuple(metric for metric in self.scores if not on_training_rows(metric))
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages, of those that were begun where the run has no results yet."""
         return tuple(self.results.get("stages") or [name for name, _ in self.boundaries()])
@@ -189,7 +196,7 @@ def read_run(path: Path | str) -> Run:
         inside = sorted(p.name for p in path.iterdir() if any((p / name).is_file() for name in (RESULTS, EVENTS)))
         hint = f" It holds runs: give them by name ({', '.join(inside[:5])})." if inside else ""
         raise RunError(f"{path} is not a run folder: it has neither {RESULTS} nor {EVENTS}.{hint}")
-    results = _read_results(path / RESULTS)
+    results = read_results(path / RESULTS)
     if results.get("recipe") == "arena":
         raise RunError(
             f"{path} is an arena run, which this page does not show: `perdure arena compare {path}` writes its "
@@ -207,6 +214,11 @@ def read_run(path: Path | str) -> Run:
 def number(value: Any) -> float:
     """A float from JSON, where null is NaN and an infinity is its name."""
     return math.nan if value is None else float(value)
+
+
+def on_training_rows(metric: str) -> bool:
+    """Whether a metric was measured on rows that were trained on, and so is no result."""
+    return metric.removesuffix(INFERRED).endswith(TRAINING)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -231,11 +243,7 @@ def _build(path: Path, results: dict[str, Any], events: list[dict[str, Any]], un
     for table in scores.values():
         if len(table.values) != len(table.stages) + 1 or any(len(r) != len(table.tasks) for r in table.values):
             raise ValueError(f"the scores of {table.metric} do not fit their tasks and stages")
-    # Kept in one order, whatever the writer's: the run's main metric first, the loss last. A run without results
-    # has not said which is its main one.
-    first = (results.get("main_metric"), "exact_match", "accuracy", "r2")
-    own = {metric: metric.removesuffix(INFERRED) for metric in scores}
-    order = sorted(scores, key=lambda m: (first.index(own[m]) if own[m] in first else 4 + (own[m] == "loss"), m))
+    order = sorted(scores, key=lambda metric: (_place(metric, results.get("main_metric")), metric))
     stated = results.get("metrics") or {}
     return Run(
         path=path,
@@ -254,7 +262,18 @@ def _build(path: Path, results: dict[str, Any], events: list[dict[str, Any]], un
     )
 
 
-def _read_results(path: Path) -> dict[str, Any]:
+def _place(metric: str, main: str | None) -> int:
+    """Where a metric stands, whatever the writer's order: the main one first, the loss last, behind all of them
+    what was measured on training rows. A run without results has not said which is its main one."""
+    own = metric.removesuffix(INFERRED)
+    if on_training_rows(metric):
+        return 6 + _place(own.removesuffix(TRAINING), main)
+    first = (main, "exact_match", "accuracy", "r2")
+    return first.index(own) if own in first else 4 + (own == "loss")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What results.json holds; nothing where there is none."""
     if not path.is_file():
         return {}
     try:
@@ -310,7 +329,7 @@ def _scores_from_events(
         rows = 1 + max(row for row, _ in found)
         out[metric] = Scores(
             metric,
-            metric.removesuffix(INFERRED) not in LOWER_IS_BETTER,
+            metric.removesuffix(INFERRED).removesuffix(TRAINING) not in LOWER_IS_BETTER,
             tasks,
             tuple(_stage_name(trained.get(row, {}), row) for row in range(1, rows)),
             tuple(tuple(found.get((row, task), math.nan) for task in tasks) for row in range(rows)),

@@ -24,7 +24,7 @@ def run_sweep(
     options: Options, ranks: str, seeds: str, full_lr: float | None, overrides: Sequence[str], again: str
 ) -> None:
     """Run what is missing, and write sweep.csv and sweep.png."""
-    from perdure.report.reactions import draw_sweep
+    from perdure.report.reactions import SweepRow, draw_sweep
 
     rate = 2e-4 if options.lr is None else options.lr
     cells: list[tuple[str, Options]] = []
@@ -57,7 +57,8 @@ def run_sweep(
             }
         )
     write_csv(out / "sweep.csv", COLUMNS, ([row[column] for column in COLUMNS] for row in found))
-    draw_sweep(found, out / "sweep.png")
+    rows = [SweepRow(one["rank"], one["seed"], one["r2"], one["rmse"], one["trainable"]) for one in found]
+    draw_sweep(rows, out / "sweep.png")
     _print(found, display)
     display.say(f"written: {out / 'sweep.csv'}, {out / 'sweep.png'}")
 
