@@ -22,15 +22,16 @@ HEADS: dict[str, str] = {
     "linear": "the mean over the tokens, then one linear layer",
 }
 EPS = 1e-6  # of every RMSNorm
+PLAIN_TOKENS = 512  # of a row; beyond, the scores of all pairs would take too much memory
 THETA = 10_000.0  # base of the rotary frequencies
 
 
 class Norm(nn.RMSNorm):
-    """RMSNorm in fp32, whatever the precision around it."""
+    """RMSNorm in fp32, or wider, whatever the precision around it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
-        return super().forward(x.float())
+        return super().forward(x if x.dtype == torch.float64 else x.float())
 
 
 class MHAR(nn.Module):
@@ -97,8 +98,21 @@ class MHAR(nn.Module):
         q, k, v = split(self.query(x)), split(self.key(x)), split(self.value(x))
         q, k = rotate(q), rotate(k)
         seen = None if mask is None else mask[:, None, None]  # [B, 1, 1, T]: nobody looks at padding
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        mixed = attend(q, k, v, seen)
         return self.output(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """Attention without a causal mask, [B, H, T, W] each; `seen` broadcasts over the scores, [B, H, T, T].
+
+    On a processor short rows go through plain matrix products: its fused kernel takes several times as long there.
+    """
+    if q.device.type != "cpu" or q.shape[-2] > PLAIN_TOKENS:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    return scores.softmax(-1).to(v.dtype) @ v
 
 
 class Answer(nn.Module):
