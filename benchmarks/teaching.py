@@ -36,7 +36,7 @@ from perdure.teaching.rehearse import Rehearsed
 from perdure.teaching.settings import TeachSettings, default_lr, fixed
 from perdure.teaching.trial import rows_of
 
-FORMAT = 1  # of a cell; a change of what is measured raises it, and every cell is run again
+FORMAT = 2  # of a cell; a change of what is measured raises it, and every cell is run again
 LESSONS, FACTS, DRAWS = 50, 20, 10  # DRAWS: from each state of FACTS lessons, of each sort
 CONTRADICTED, REWORDED = 10, "Tell me: {}"
 NO_REPLAY: dict[str, Any] = {"earlier": 0, "general": 0}

@@ -431,6 +431,20 @@ def erase(
 
 
 @app.command()
+def port(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of a Mistral, in any layout.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="A folder that is not there yet.")],
+    to: Annotated[
+        str, typer.Option("--to", help="Layout of DEST: jax (what perdure.jax loads), huggingface or mistral.")
+    ] = "jax",
+) -> None:
+    """Copy a Mistral to the layout that perdure.jax loads, or back, tensor by tensor."""
+    from perdure.recipes.port import port_model
+
+    port_model(source, dest, to)
+
+
+@app.command()
 def audit(
     run: RunArgument,
     key: Annotated[list[str] | None, typer.Option("--key", help="Only when this row was trained on.")] = None,

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from perdure.errors import ModelError, StorageError
@@ -89,7 +90,9 @@ class HiddenStates:
             if name not in self._rows:
                 self._rows[name] = forward(ids[None])[0].to("cpu", torch.float16)
             found.append(self._rows[name])
-        return pad_sequence(found, batch_first=True).to(x.device, torch.float32)
+        states = pad_sequence(found, batch_first=True).to(x.device, torch.float32)
+        # Of a row that was taken out of a batch, the padding came with it.
+        return F.pad(states, (0, 0, 0, x.shape[1] - states.shape[1]))
 
     def _work_out(
         self, missing: Sequence[tuple[bytes, Tensor]], forward: Forward, tell: Callable[[int, int], None]
@@ -107,11 +110,12 @@ class HiddenStates:
             done += len(part)
             tell(done, len(ordered))
         names = [name for name, _ in missing]
-        tensors = {
-            "ids": torch.cat([row for _, row in missing]).to(torch.int32),
-            "lengths": torch.tensor([len(row) for _, row in missing], dtype=torch.int32),
-            "hidden": torch.cat([self._rows[name] for name in names]),
-        }
+        with torch.autocast("cpu", enabled=False):  # under which float16 is not put together
+            tensors = {
+                "ids": torch.cat([row for _, row in missing]).to(torch.int32),
+                "lengths": torch.tensor([len(row) for _, row in missing], dtype=torch.int32),
+                "hidden": torch.cat([self._rows[name] for name in names]),
+            }
         file = self.folder / f"{sha256(b''.join(names)).hexdigest()[:24]}.safetensors"
         try:
             with replaced_file(file, f".{os.getpid()}") as aside:

@@ -231,15 +231,17 @@ class RegressionMeasure:
             seen: names of the tasks that were trained on by each row of R, from row 1.
 
         Returns:
-            By metric: "pooled", after the last stage, and "pooled_by_stage".
+            By metric: "pooled", after the last stage, and "pooled_by_stage"; of the tasks that have held-out rows,
+            since no other is measured.
         """
         found: dict[str, dict[str, Any]] = {}
+        measured = {task.name for task in tasks if task.evaluation}
         for end, part in (("", "evaluation"), (TRAINING, "train")):
             if f"rmse{end}" not in matrices:
                 continue
             truths = {task.name: _values(getattr(task, part)) for task in tasks}
             stages = [
-                _pooled(matrices, end, row, [n for n in names if len(truths[n])], truths)
+                _pooled(matrices, end, row, [n for n in names if n in measured], truths)
                 for row, names in enumerate(seen, start=1)
             ]
             for metric in ("r2", "rmse", "mae"):

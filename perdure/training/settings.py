@@ -52,8 +52,14 @@ class RunSettings(TrainingSettings):
             raise ValueError("tuning: a regression takes head, lora or full; a soft prompt goes before text")
         if self.probe is not None:
             raise ValueError("probe: a regression has no general probe; leave it out")
-        strange = {"name", "train", "evaluation"}
+        own = {"name", "train", "evaluation"}
         for task in self.extensions:
-            if more := sorted(task.model_fields_set - strange):
+            # Not what was set: a run's config.yaml sets everything.
+            more = [
+                name
+                for name, field in TaskSpec.model_fields.items()
+                if name not in own and getattr(task, name) != field.get_default(call_default_factory=True)
+            ]
+            if more:
                 raise ValueError(f"extensions.{task.name}: {more[0]} is for text; the run's own columns hold here")
         return self

@@ -53,6 +53,7 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "replay-tokens": lambda: Replay(capacity="900B", ratio=0.7, unit="tokens"),
     "replay-balanced": lambda: Replay(BalancedBuffer(5, seed=3)),
     "replay-ring": lambda: Replay(capacity=5, memory="ring"),
+    "replay-separate": lambda: Replay(capacity=6, ratio=0.6, gradients="separate"),
     "replay-once": lambda: Replay(capacity=6, ratio="once", select="loss_descending"),
     "replay-surprise": lambda: Replay(capacity=8, ratio=0.6, select="surprise", resample=0.5),
     "replay-step": lambda: Replay(capacity=6, ratio=0.6, offer="step"),
@@ -240,22 +241,44 @@ def _tuned(tuning: Any, **settings: Any) -> Any:
         return tune(copy.deepcopy(_llama()), tuning, **settings)
 
 
-def _mlp(outputs: int) -> nn.Module:
+def _mlp() -> nn.Module:
     torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, outputs))
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 3))
+
+
+def _tokens(rng: torch.Generator) -> tuple[Any, Any]:
+    """A row of a regression head: 3 to 9 tokens, so that most batches hold padding, and a number."""
+    length = int(torch.randint(3, 10, (1,), generator=rng))
+    return torch.randint(1, 40, (length,), generator=rng), torch.rand((), generator=rng)
+
+
+@cache
+def _regressor() -> Any:
+    """The head of `perdure reactions` on the kept hidden states of a random BERT."""
+    from transformers import BertConfig, BertModel
+
+    from perdure.models.heads import MHAR
+    from perdure.models.hidden import HiddenStates
+    from perdure.models.regressor import Regressor
+
+    config = BertConfig(
+        vocab_size=40, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        head = MHAR(8, heads=2, hidden=12, dropout=0.2)
+        return Regressor(BertModel(config, add_pooling_layer=False), head, HiddenStates({}))
 
 
 WORLDS = {
     world.name: world
     for world in (
         World(
-            "mlp", "classification", lambda: _mlp(3),
+            "mlp", "classification", _mlp,
             _tasks(10, lambda rng: (torch.randn(5, generator=rng), torch.randint(0, 3, (), generator=rng))),
         ),
-        World(
-            "regression", "regression", lambda: _mlp(1),
-            _tasks(10, lambda rng: (torch.randn(5, generator=rng), torch.rand((), generator=rng))),
-        ),
+        World("regression", "regression", lambda: copy.deepcopy(_regressor()), _tasks(7, _tokens)),
         World("llama", "causal_lm", lambda: copy.deepcopy(_llama()), _tasks(7, _ragged)),
         World(
             "llama-lora", "causal_lm",

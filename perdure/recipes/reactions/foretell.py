@@ -129,7 +129,7 @@ class Intervals:
         n = len(scores)
         factors = {}
         for level in LEVELS:
-            rank = math.ceil((n + 1) * level)
+            rank = math.ceil(round((n + 1) * level, 9))  # 20 · 0.55 is 11, and more in floating point
             factors[level] = float(scores[rank - 1]) if 0 < rank <= n else math.inf
         return cls(factors)
 

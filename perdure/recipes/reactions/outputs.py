@@ -58,7 +58,8 @@ def write_outputs(run: Run) -> None:
     seen = foretell(run.learner, trained, "none", 0, settings.seed)
     write_predictions(folder.path / TRAINING, trained, seen, None, None)
     for metric in ("r2", "rmse"):
-        run.scores.matrices[metric].to_csv(folder.path / f"{metric}_matrix.csv")
+        if metric in run.scores.matrices:  # not where no row is held out
+            run.scores.matrices[metric].to_csv(folder.path / f"{metric}_matrix.csv")
     write_epochs(folder, [task.name for task in plan.stages])
     baseline = trees(tasks)
     if baseline is not None:
@@ -75,7 +76,7 @@ def write_predictions(
     """One line a row; yields as fractions."""
     nothing: Array = np.full(len(rows), math.nan)
     lower, upper = (nothing, nothing) if intervals is None else intervals.bounds(foretold)
-    marks = [""] * len(rows) if fits is None else [str(int(fit)) for fit in fits]
+    marks = ["0"] * len(rows) if fits is None else [str(int(fit)) for fit in fits]
     values = zip(foretold.mean, foretold.std, lower, upper, strict=True)
     write_csv(
         path,
@@ -125,10 +126,11 @@ def print_summary(path: Path, say: Any) -> None:
     main = MAIN["regression"][0]
     if metrics.get(main, {}).get("pooled") is None:
         return
+    training = metrics["r2_training"]["pooled"]  # None where the yields that were trained on are all equal
     say(
         f"over all held-out rows: R² {metrics['r2']['pooled']:.3f}, RMSE {metrics['rmse']['pooled']:.3f}, MAE "
         f"{metrics['mae']['pooled']:.3f} (yields as fractions); over rows that were trained on: R² "
-        f"{metrics['r2_training']['pooled']:.3f}"
+        + ("undefined" if training is None else f"{training:.3f}")
     )
     file = path / BASELINE
     if file.is_file():

@@ -24,7 +24,8 @@ def run_sweep(
     options: Options, ranks: str, seeds: str, full_lr: float | None, overrides: Sequence[str], again: str
 ) -> None:
     """Run what is missing, and write sweep.csv and sweep.png."""
-    from perdure.report.reactions import SweepRow, draw_sweep
+    from perdure.report.reactions import draw_sweep
+    from perdure.report.reactions_sweep import SweepRow
 
     rate = 2e-4 if options.lr is None else options.lr
     cells: list[tuple[str, Options]] = []
