@@ -67,6 +67,7 @@ def run_recipe(
 
         if folder.exists:
             theirs = folder.settings()
+            settings = pinned(settings, theirs)
             folder.refuse_changed(changed_settings(fixed_settings(theirs), fixed_settings(settings)))
         if not folder.exists:
             display.say(f"{folder.path}: no run here yet; starting")
@@ -80,6 +81,17 @@ def run_recipe(
             settings = settings.model_copy(update={"extensions": theirs.extensions, "erased": theirs.erased})
     execute(settings, base, folder, display, again, track)
     print_results([folder.path], display)
+
+
+def pinned(settings: RunSettings, theirs: RunSettings) -> RunSettings:
+    """The settings with the measure of likeness that "auto" stood for where the run began."""
+    spec, own = settings.stream.reactions, theirs.stream.reactions
+    if spec is None or own is None or spec.similarity != "auto":
+        return settings
+    stream = settings.stream.model_copy(
+        update={"reactions": spec.model_copy(update={"similarity": own.similarity})}
+    )
+    return settings.model_copy(update={"stream": stream})
 
 
 def execute(

@@ -237,6 +237,11 @@ def _regression(settings: RunSettings, folder: Path | None, mode: str, name: str
     limit = min(settings.max_length or language.max_length, language.max_length)
     data = ReactionData(settings, ReactionEncoder(language.tokenizer, limit), folder)
     stream = data.stream()
+    if settings.head.ensemble > 1 and (own := [n for n in name.split("+") if _owns_forward(n)]):
+        raise ConfigError(
+            f"head.ensemble: {own[0]} has a way of its own through the model, in which members would not be "
+            "trained each by itself; take one head (--ensemble 1), or another strategy"
+        )
     stages = tuple(stream.joint() if mode == "joint" else stream)
     later = {task.name for task in settings.extensions}
     rows = sum(len(task.train) for task in stream if task.name not in later)
@@ -246,6 +251,10 @@ def _regression(settings: RunSettings, folder: Path | None, mode: str, name: str
         settings, language, model, None, stream, stages, mode, strategy, (), facts, identify(language), folder,
         "regression",
     )  # fmt: skip
+
+
+def _owns_forward(name: str) -> bool:
+    return STRATEGIES[name.strip()].forward is not Strategy.forward
 
 
 def every_row(plan: Plan, erased: Sequence[str]) -> list[Example]:

@@ -119,6 +119,7 @@ class ReactionData:
             texts = {_text(row) for row in evaluation}
             train = [row for row in tasks[0].train if _text(row) not in texts]
             tasks = [Task(tasks[0].name, train, [row.but(task=tasks[0].name) for row in evaluation])]
+            self.facts[-1]["evaluation"]["rows"] = len(rows)
         found = []
         for task, fact in zip(tasks, self.facts[-len(tasks) :], strict=True):
             evaluation = [row for row in task.evaluation if _text(row) not in known]

@@ -50,6 +50,11 @@ class RunSettings(TrainingSettings):
             return self
         if self.tuning == "soft-prompt":
             raise ValueError("tuning: a regression takes head, lora or full; a soft prompt goes before text")
+        asked, drops = self.evaluation.uncertainty, self.head.type != "linear" and self.head.dropout > 0
+        if asked == "ensemble" and self.head.ensemble < 2:
+            raise ValueError("evaluation.uncertainty: ensemble needs head.ensemble of 2 or more (--ensemble 5)")
+        if asked == "mc-dropout" and not drops:
+            raise ValueError("evaluation.uncertainty: mc-dropout needs a head with dropout; this one has none")
         if self.probe is not None:
             raise ValueError("probe: a regression has no general probe; leave it out")
         own = {"name", "train", "evaluation"}

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from perdure.errors import ConfigError, RunError, unknown_name
 from perdure.recipes.reactions.options import Options, default_out, settings_for
 from perdure.recipes.reactions.outputs import print_summary
-from perdure.recipes.run import execute, finished
+from perdure.recipes.run import execute, finished, pinned
 from perdure.recipes.show import print_results
 from perdure.recipes.track import track_finished
 from perdure.training.display import Terminal
 from perdure.training.folder import RunFolder
-from perdure.training.settings import RunSettings
 
 BACKENDS = ("torch",)
 
@@ -37,7 +36,7 @@ def run_reactions(
         from perdure.training.plan import changed_settings, fixed_settings
 
         theirs = folder.settings()
-        settings = _pinned(settings, theirs)
+        settings = pinned(settings, theirs)
         folder.refuse_changed(changed_settings(fixed_settings(theirs), fixed_settings(settings)))
         if finished(folder):
             display.say(f"{folder.path}: this run is finished; nothing to do")
@@ -47,17 +46,6 @@ def run_reactions(
         settings = settings.model_copy(update={"extensions": theirs.extensions, "erased": theirs.erased})
     execute(settings, None, folder, display, again, track)
     show(folder, display)
-
-
-def _pinned(settings: RunSettings, theirs: RunSettings) -> RunSettings:
-    """The settings with the measure of likeness that "auto" stood for where the run began."""
-    spec, own = settings.stream.reactions, theirs.stream.reactions
-    if spec is None or own is None or spec.similarity != "auto":
-        return settings
-    stream = settings.stream.model_copy(
-        update={"reactions": spec.model_copy(update={"similarity": own.similarity})}
-    )
-    return settings.model_copy(update={"stream": stream})
 
 
 def show(folder: RunFolder, display: Terminal) -> None:

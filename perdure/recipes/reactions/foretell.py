@@ -46,11 +46,7 @@ class Foretold:
 def method_of(settings: RunSettings) -> Method:
     """How the spread of a run's predictions is found: its own setting, or what its head allows."""
     asked = settings.evaluation.uncertainty
-    if asked == "ensemble" and settings.head.ensemble < 2:
-        raise ConfigError("evaluation.uncertainty: ensemble needs head.ensemble of 2 or more (--ensemble 5)")
     drops = settings.head.type != "linear" and settings.head.dropout > 0
-    if asked == "mc-dropout" and not drops:
-        raise ConfigError("evaluation.uncertainty: mc-dropout needs a head with dropout; the linear head has none")
     if asked != "auto":
         return asked
     return "ensemble" if settings.head.ensemble > 1 else "mc-dropout" if drops else "none"

@@ -57,7 +57,6 @@ def settings_for(options: Options, overrides: Sequence[str] = ()) -> RunSettings
         ConfigError: an option that would do nothing, no table, or a value that cannot be; all mistakes together.
     """
     from perdure.models.backbone import default_backbone
-    from perdure.recipes.reactions.foretell import method_of
 
     if options.data is None:
         raise ConfigError(NO_DATA)
@@ -94,9 +93,7 @@ def settings_for(options: Options, overrides: Sequence[str] = ()) -> RunSettings
     }
     head = {"type": options.head, "heads": options.heads, "ensemble": options.ensemble}
     values["head"] = {key: value for key, value in head.items() if value is not None}
-    settings = validate(RunSettings, apply_overrides(values, overrides), "perdure reactions")
-    method_of(settings)  # else it would be refused when all is trained
-    return settings
+    return validate(RunSettings, apply_overrides(values, overrides), "perdure reactions")
 
 
 def default_out(settings: RunSettings, setting: str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.config import apply_overrides
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, RunFailure
 from perdure.recipes.run import quieten
 from perdure.recipes.teach.conversation import Conversation
 from perdure.recipes.teach.lines import COMMANDS
@@ -25,6 +25,8 @@ PROMPT = "> "
 def teach(given: Mapping[str, Any], overrides: Sequence[str], out: Path | None, probe: Path | None = None) -> None:
     """Open the folder of lessons, or begin one, and talk until there are no more lines.
 
+    Lines that come from a file or a pipe are said again, each before its answer.
+
     Args:
         given: settings of the command line; None where nothing was said.
         overrides: `key=value` assignments.
@@ -33,6 +35,7 @@ def teach(given: Mapping[str, Any], overrides: Sequence[str], out: Path | None, 
 
     Raises:
         UsageError: a mistake in what was asked.
+        RunFailure: a line of a file or a pipe could not be done, or its lesson was not kept; the others were done.
     """
     from rich.console import Console
 
@@ -62,10 +65,15 @@ def teach(given: Mapping[str, Any], overrides: Sequence[str], out: Path | None, 
         status.stop()
         talk = Conversation(teacher, console, folder)
         _greet(talk)
-        for line in _lines(console):
+        typed = sys.stdin.isatty() and console.is_terminal
+        for line in _typed(console) if typed else _read():
+            if not typed and line.strip():
+                talk.say(f"{PROMPT}{line.strip()}", style="dim")
             if not _heard(talk, line):
                 break
         talk.say(f"lessons are in {folder}; go on with: {shlex.join(['perdure', 'teach', '--out', str(folder)])}")
+    if talk.refused and not typed:
+        raise RunFailure(f"{talk.refused} of the lines or lessons were refused, as is said above; the rest is done")
 
 
 def default_out(values: Mapping[str, Any], model: str | None) -> Path:
@@ -80,8 +88,9 @@ def _greet(talk: Conversation) -> None:
     trained, total = teacher.pupil.trainable
     count = len(teacher.lessons)
     there = f"{count} lesson{'' if count == 1 else 's'} so far" if count else "no lesson yet"
+    name = settings.model if settings.run is None else f"the model of {settings.run}"
     talk.say(
-        f"{settings.model} ({settings.tuning}, {trained:,} of {total:,} parameters trained); {there}; "
+        f"{name} ({settings.tuning}, {trained:,} of {total:,} parameters trained); {there}; "
         f"probe of {teacher.probe_count} rows; in {talk.out}"
     )
     for note in teacher.notes:
@@ -97,13 +106,15 @@ def _heard(talk: Conversation, line: str) -> bool:
         return True
 
 
-def _lines(console: Console) -> Iterator[str]:
-    """Lines that a person types, with history and completion on a terminal; else those of standard input."""
-    if not (sys.stdin.isatty() and console.is_terminal):
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="replace")
-        yield from sys.stdin
-        return
+def _read() -> Iterator[str]:
+    """The lines of standard input."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    yield from sys.stdin
+
+
+def _typed(console: Console) -> Iterator[str]:
+    """Lines that a person types, with history and completion."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
 

@@ -33,8 +33,11 @@ class Conversation:
         self.teacher, self.console, self.out = teacher, console, out
         self.asked: str | None = None  # the last question
         self.answered: str | None = None  # and the model's answer
+        self.refused = 0  # lines that could not be done, and lessons that were not kept
+        self._cut = False  # whether that answer was
         self._also: list[str] = []
         self._check: list[str] = []
+        self._noted: list[str] = []  # those that no lesson was given yet
         self._last: Lesson | None = None
 
     def hear(self, text: str) -> bool:
@@ -46,6 +49,7 @@ class Conversation:
             if line is not None:
                 self._do(line)
         except PerdureError as error:
+            self.refused += 1
             self.say(f"error: {error}")
         return True
 
@@ -79,11 +83,16 @@ class Conversation:
     # Asking and correcting
 
     def _ask(self, prompt: str) -> None:
-        answer = self.teacher.ask(prompt)
-        self.asked, self.answered = prompt, answer
-        self._also, self._check = [], []
-        self.teacher.note("asked", prompt=prompt, answer=answer)
-        self.say(answer or "(nothing)", style="bold")
+        reply = self.teacher.reply(prompt)
+        if self._noted:
+            self.say(f"left out, for no correction followed: {', '.join(repr(w) for w in self._noted)}")
+        self.asked, self.answered, self._cut = prompt, reply.text, reply.cut
+        self._also, self._check, self._noted = [], [], []
+        self.teacher.note("asked", prompt=prompt, answer=reply.text)
+        self.say(f"{reply.text or '(nothing)'}{' …' if reply.cut else ''}", style="bold")
+        if reply.cut:
+            most = self.teacher.pupil.settings.max_new_tokens
+            self.say(f"cut at {most} tokens; begin with --set max_new_tokens={2 * most} to see more", style="dim")
 
     def _question(self) -> str:
         if self.asked is None:
@@ -99,10 +108,15 @@ class Conversation:
     def _wording(self, where: list[str], text: str, how: str) -> None:
         self._question()
         where.append(text)
+        self._noted.append(text)
         self.say(f"noted: this wording is {how} with the next correction of this question")
 
     def _good(self) -> None:
         prompt, answer = self._question(), self.answered or ""
+        if self._cut:
+            raise DataError(
+                "the answer was cut, and would be taught as if it ended there: give it whole, `no: ANSWER`"
+            )
         self.teacher.note("good", prompt=prompt, answer=answer)
         with self.console.status("teaching"):
             lesson = self.teacher.teach(prompt, answer, self._also, self._check)
@@ -122,10 +136,11 @@ class Conversation:
         self.teacher.drop()
 
     def _told(self, lesson: Lesson) -> None:
-        self._last = lesson
+        self._last, self._noted = lesson, []
+        self.refused += not lesson.kept
         first = lesson.answers[0]
-        if first.prompt == self.asked:
-            self.answered = first.after if lesson.kept else first.before
+        if first.prompt == self.asked and lesson.kept:
+            self.answered, self._cut = lesson.matter.answer, False
         self.say(f"before: {first.before or '(nothing)'}")
         self.say(f"after:  {first.after or '(nothing)'}", style="bold")
         self.say(show.headline(lesson), style="green" if lesson.kept else "red")
@@ -195,6 +210,7 @@ class Conversation:
                 lesson = self.teacher.teach(matter.prompt, matter.answer, matter.wordings, matter.held_out)
             kept += lesson.kept
             self._last = lesson
+            self.refused += not lesson.kept
             if not lesson.kept:
                 self.say(f"{show.headline(lesson)}: {matter.prompt} {matter.answer}", style="red")
         self.say(f"{kept} of {len(lessons)} lessons are kept")
