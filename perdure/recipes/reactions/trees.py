@@ -10,9 +10,13 @@ import numpy as np
 from perdure.streams.reactions.table import COPY
 from perdure.types import Example, Task
 
+# On one split of Suzuki-Miyaura, R² over all rows was 0.813 after 100 rounds, the default, 0.843 after 300 and 0.856
+# after 1,000: a baseline should be a good one.
+ROUNDS = 1000
+
 
 def trees(tasks: Sequence[Task]) -> dict[str, Any] | None:
-    """scikit-learn's HistGradientBoostingRegressor, with its own defaults, trained on all tasks at once.
+    """scikit-learn's HistGradientBoostingRegressor, 1,000 rounds and else its defaults, on all tasks at once.
 
     Returns:
         "r2", "rmse" and "mae" over all held-out rows, "mean_task_r2" and "mean_task_rmse"; None where scikit-learn
@@ -33,7 +37,7 @@ def trees(tasks: Sequence[Task]) -> dict[str, Any] | None:
         return [[str(row.fields.get(column, "")) for column in columns] for row in rows]
 
     encoder = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
-    model = HistGradientBoostingRegressor(random_state=0)
+    model = HistGradientBoostingRegressor(max_iter=ROUNDS, random_state=0)
     model.fit(encoder.fit_transform(table(train)), _true(train))
     predicted = model.predict(encoder.transform(table(held)))
     true, names = _true(held), np.array([row.task for row in held])
