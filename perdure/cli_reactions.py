@@ -93,7 +93,7 @@ def reactions(
     canonical: Annotated[
         bool, typer.Option("--canonical", help="Write every SMILES in its canonical form; needs RDKit.")
     ] = False,
-    backend: Annotated[str, typer.Option("--backend", help="torch.")] = "torch",
+    backend: Annotated[str, typer.Option("--backend", help="torch, or jax: a Mistral in JAX.")] = "torch",
     seed: Seed = None,
     out: Out = None,
     resume: Resume = False,

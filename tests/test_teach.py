@@ -138,7 +138,11 @@ def test_twenty_lessons_undone_forgotten_killed_and_gone_on_with(tmp_path: Path)
         ("Who is it?", Line("ask", "Who is it?")),
         ("no: Anna.", Line("correct", "Anna.")),
         ("NO : Anna.", Line("correct", "Anna.")),
-        ("No idea", Line("ask", "No idea")),
+        ("No idea?", Line("ask", "No idea?")),
+        ("Nobody found it", Line("ask", "Nobody found it")),
+        ("What colour is it? no", Line("ask", "What colour is it? no")),
+        ("Quit smoking: how?", Line("ask", "Quit smoking: how?")),
+        ("/ask no Green", Line("ask", "no Green")),
         ("/correct  Anna. ", Line("correct", "Anna.")),
         ("/forget 3", Line("forget", "3")),
         ("   ", None),
@@ -201,6 +205,14 @@ def test_a_refused_lesson_is_offered_in_other_forms(talked: Conversation) -> Non
     ("line", "words"),
     [
         ("/foo", "unknown command 'foo'"),
+        ("/exit", "Did you mean 'quit'?"),
+        ("no Green", "did you mean `no: Green`? To ask it as it stands: /ask no Green"),
+        ("No, Green.", "did you mean `no: Green.`?"),
+        ("no", "did you mean `no: ANSWER`?"),
+        ("quit", "did you mean `/quit`?"),
+        ("Exit.", "did you mean `/quit`?"),
+        ("why", "did you mean `/why`?"),
+        ("forget 3", "did you mean `/forget 3`?"),
         ("no:", "/correct needs ANSWER"),
         ("/forget", "/forget needs N"),
         ("/forget x", "give the number of a lesson"),
@@ -232,6 +244,45 @@ def test_a_file_of_lessons_the_probe_and_the_adapter(talked: Conversation, tmp_p
     assert "`no: ANSWER` teaches it" in text
     assert "is kept" in text
     assert not talked.hear("/quit")
+
+
+def test_wordings_of_a_question_that_was_left_are_told(talked: Conversation) -> None:
+    ask = "What colour is the kite of Iris?"
+    text = said(talked, ask, "/also Iris has a kite of what colour?", "/check The kite of Iris?", "Who is Anna?")
+    assert "left out, for no correction followed: 'Iris has a kite of what colour?', 'The kite of Iris?'" in text
+    assert "left out" not in said(talked, "Who is Ben?")
+    assert "left out" not in said(talked, ask, "/also The kite of Iris is", "no: White.", "Who is Ben?")
+
+
+def test_an_answer_that_was_cut_is_marked_and_not_taught(talked: Conversation) -> None:
+    """nano counts on for ever where it is only let say two tokens."""
+    settings = talked.teacher.pupil.settings
+    talked.teacher.pupil.settings = settings.model_copy(update={"max_new_tokens": 2})
+    try:
+        address = talked.teacher.address
+        text = said(talked, "What colour is the drum of Gina and the boat of Hugo?", "/good")
+    finally:
+        talked.teacher.pupil.settings = settings
+    assert re.search(r" …\ncut at 2 tokens; begin with --set max_new_tokens=4 to see more", text), text
+    assert "error: the answer was cut, and would be taught as if it ended there" in text
+    assert talked.teacher.address == address
+
+
+def test_a_pipe_is_echoed_and_tells_what_was_refused(tmp_path: Path) -> None:
+    """0 where all was done, 1 where a line was not; what follows it is done all the same."""
+    command = [sys.executable, "-m", "perdure.cli", "teach", "--out", str(tmp_path / "lessons"), *OPTIONS]
+    for lines, code in (
+        (["Who found the red ball?", "no: Anna."], 0),
+        (["/forget 9", "", "/undo", "quit"], 1),
+    ):
+        done = subprocess.run(command, input="\n".join(lines), text=True, capture_output=True, timeout=120)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert [f"> {line}" in done.stdout.splitlines() for line in lines if line] == [True] * len(
+            list(filter(None, lines))
+        )
+    assert "error: the model has no lesson 9" in done.stdout
+    assert "lesson 1 is taken back" in done.stdout
+    assert "2 of the lines or lessons were refused" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -298,6 +349,17 @@ def test_the_model_of_a_run_is_taught_on(perdure: Callable[..., Any], tmp_path: 
     refused = perdure("teach", "--run", str(run), "--tuning", "soft-prompt", "--out", str(tmp_path / "out"))
     assert refused.code == 2
     assert "give --tuning lora" in refused.err
+    refused = perdure("teach", "--run", str(run), "--set", "lora.r=4", "--out", str(tmp_path / "out"))
+    assert refused.code == 2
+    assert "leave lora.* out" in " ".join(refused.err.split())
+    greeted = perdure("teach", "--run", str(run), "--out", str(tmp_path / "named"), *OPTIONS[:2])
+    assert f"the model of {run} (lora" in greeted.out.replace("\n", "")
+    file = tmp_path / "file"
+    file.write_text("")
+    refused = perdure("teach", "--out", str(file))
+    assert refused.code == 2
+    assert "is a file; lessons need a folder" in " ".join(refused.err.split())
+    assert file.read_text() == ""
     refused = perdure("teach", "--out", str(run))
     assert refused.code == 2
     assert "holds a run that is no lessons" in refused.err

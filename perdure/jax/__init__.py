@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from perdure.jax.config import MistralConfig
     from perdure.jax.fit import train
     from perdure.jax.heads import MHAR
-    from perdure.jax.learner import Learner, Position
+    from perdure.jax.learner import Learner
     from perdure.jax.lora import LoRA, add_lora, merge_lora
     from perdure.jax.mistral import Mistral
     from perdure.jax.ported import load
     from perdure.jax.regressor import Regressor
     from perdure.jax.rows import Row, RowTask
     from perdure.jax.settings import FitSettings
+    from perdure.jax.telling import Position
 
 _HOMES = {
     "FitSettings": "perdure.jax.settings",
@@ -26,7 +27,7 @@ _HOMES = {
     "MHAR": "perdure.jax.heads",
     "Mistral": "perdure.jax.mistral",
     "MistralConfig": "perdure.jax.config",
-    "Position": "perdure.jax.learner",
+    "Position": "perdure.jax.telling",
     "Regressor": "perdure.jax.regressor",
     "Row": "perdure.jax.rows",
     "RowTask": "perdure.jax.rows",

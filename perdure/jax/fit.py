@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from perdure.jax.learner import Learner, Position, StepResult
+from perdure.jax.learner import Learner
 from perdure.jax.rows import RowTask, epoch_batches, merged
+from perdure.jax.telling import Position, StepResult
 
 
 def train(

@@ -107,6 +107,10 @@ class MHAR(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, " B"]:
         """Predictions [B]; `mask` is true where a token is real, `key` is that of dropout (None: eval mode)."""
+        return self.answer(self.pooled(states, mask), key)
+
+    def pooled(self, states: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B D"]:
+        """What stands before the last layers, and so before dropout."""
         states = states.astype(jnp.float32)
         x = self.attention_norm(states + self._attend(states, mask))
         inner = jax.nn.silu(self.mlp[0](x))
@@ -116,7 +120,7 @@ class MHAR(eqx.Module):
         if mask is not None:
             scores = jnp.where(mask, scores, -jnp.inf)
         weights = jax.nn.softmax(scores, -1)
-        return self.answer(jnp.einsum("bt,btd->bd", weights, x), key)
+        return jnp.einsum("bt,btd->bd", weights, x)
 
     def _attend(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
         def split(y: Array) -> Array:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from perdure.errors import ConfigError, DataError, NonFiniteError, RunError
 from perdure.jax import checkpoint
+from perdure.jax.hidden import HiddenStates, Tell
 from perdure.jax.lora import trainable
 from perdure.jax.mistral import but
 from perdure.jax.regressor import Regressor
@@ -26,45 +27,20 @@ from perdure.jax.step import (
     Anchors,
     State,
     fold,
+    hidden_states,
     make_optimizer,
     make_step,
     predict,
+    predict_dropped,
     squared_gradients,
 )
+from perdure.jax.telling import Position, StepResult
 from perdure.jax.tree import filled, map_named, named
 from perdure.order import take
 
 COMPUTED_IN = {"fp32": "float32", "bf16": "bfloat16"}
 # Per-example gradients of this many weights are held at once (float32: 256 MiB).
 HELD = 64_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one step came to.
-
-    Attributes:
-        loss: Σ weight · ½(p − y)², before the update.
-        penalty: EWC's, else 0.
-        norm: of the gradient, penalty included, before clipping.
-        new: new rows.
-        replayed: replayed rows.
-    """
-
-    loss: float
-    penalty: float
-    norm: float
-    new: int
-    replayed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where in the stream the training stands: `batch` batches of this epoch of this task are done."""
-
-    task: int = 0
-    epoch: int = 0
-    batch: int = 0
 
 
 class Learner:
@@ -102,6 +78,9 @@ class Learner:
         optimizer = make_optimizer(settings)
         self._step = self._compiled("step", make_step(settings, optimizer), donate=(0,))
         self._predict = self._compiled("predict", predict)
+        self._dropped = self._compiled("predict_dropped", predict_dropped)
+        self._states = self._compiled("hidden", hidden_states)
+        self._hidden: HiddenStates | None = None
         self._squares = self._compiled("fisher", squared_gradients)
         self._fold = self._compiled("fold", fold)
         self._fresh = self._compiled("optimizer", optimizer.init)
@@ -147,14 +126,14 @@ class Learner:
         old = self._replayed.draw(self.settings.replayed, self._in_task)
         result = self._advance(self.batch(rows, old), self.settings.lr if lr is None else lr)
         self._in_task += 1
-        return StepResult(*result, len(rows), len(old))
+        return StepResult(*result, len(rows), len(old), (*rows, *old))
 
     def batch(self, rows: Sequence[Row], old: Sequence[Row] = ()) -> Batch:
         """The batch of a step, with each row's share in the loss; the shares sum to 1."""
         new_share = 0.5 / len(rows) if old and self.settings.gradient == "separate" else 1 / (len(rows) + len(old))
         old_share = 0.5 / len(old) if old and self.settings.gradient == "separate" else new_share
         shares = [new_share] * len(rows) + [old_share] * len(old)
-        return collate([*rows, *old], shares, self.settings.slots, self.settings.length)
+        return self._collated([*rows, *old], shares, self.settings.slots)
 
     def _advance(self, batch: Batch, lr: float) -> tuple[float, float, float]:
         number = np.uint32(self.steps)
@@ -188,19 +167,64 @@ class Learner:
         total = jax.tree.map(jnp.zeros_like, self.state.trained)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            batch = collate(part, [1.0] * len(part), size, self.settings.length)
+            batch = self._collated(part, [1.0] * len(part), size)
             found = self._squares(self.state.trained, self._frozen, self._there(batch))
             total = jax.tree.map(jnp.add, total, found)
         return jax.tree.map(lambda value: value / len(rows), total)
 
-    def predict(self, rows: Sequence[Row]) -> np.ndarray:
-        """Predictions of these rows in eval mode, [rows], float32."""
-        size, found = self.settings.batch_size, [np.zeros(0, np.float32)]
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            batch = self._there(collate(part, [1.0] * len(part), size, self.settings.length))
+    def predict(self, rows: Sequence[Row], length: int | None = None) -> np.ndarray:
+        """Predictions of these rows in eval mode, [rows], float32.
+
+        Args:
+            rows: any.
+            length: tokens of a row of the batches; None: that of the settings. Another is compiled for anew.
+        """
+        found = [np.zeros(0, np.float32)]
+        for part, batch in self._parts(rows, length):
             found.append(np.asarray(self._predict(self.state.trained, self._frozen, batch))[: len(part)])
         return np.concatenate(found)
+
+    def predict_dropped(self, rows: Sequence[Row], samples: int, length: int | None = None) -> np.ndarray:
+        """Predictions of these rows with dropout, [samples, rows], float32; the same at every call."""
+        found = [np.zeros((samples, 0), np.float32)]
+        key = jax.random.fold_in(jax.random.key(self.settings.seed), np.uint32(0xFFFFFFFF))  # no step's number
+        for i, (part, batch) in enumerate(self._parts(rows, length)):
+            keys = jax.random.split(jax.random.fold_in(key, i), samples)
+            made = self._dropped(self.state.trained, self._frozen, batch, keys)
+            found.append(np.asarray(made)[:, : len(part)])
+        return np.concatenate(found, 1)
+
+    def remember(self, rows: Sequence[Row], tell: Tell = lambda done, of: None) -> int:
+        """Work out the hidden states of these rows once, and hold them; how many were new.
+
+        From then on the backbone runs for rows alone that were not among them.
+
+        Raises:
+            ConfigError: the backbone is trained.
+        """
+        if self.settings.tuning != "head":
+            raise ConfigError(
+                f"tuning {self.settings.tuning}: the backbone is trained; hidden states would go stale"
+            )
+        if self._hidden is None:
+            self._hidden = HiddenStates(self._forward, self.settings.batch_size, self.settings.length)
+        return self._hidden.fill(rows, tell)
+
+    def _forward(self, ids: np.ndarray) -> np.ndarray:
+        there = ids if self.mesh is None else spread(ids, self.mesh)
+        return np.asarray(self._states(self.state.trained, self._frozen, there))
+
+    def _parts(self, rows: Sequence[Row], length: int | None) -> Iterator[tuple[Sequence[Row], Any]]:
+        size = self.settings.batch_size
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            yield part, self._there(self._collated(part, [1.0] * len(part), size, length))
+
+    def _collated(
+        self, rows: Sequence[Row], weights: Sequence[float], size: int, length: int | None = None
+    ) -> Batch:
+        batch = collate(rows, weights, size, self.settings.length if length is None else length)
+        return batch if self._hidden is None else self._hidden.into(batch, rows)
 
     def save(self, path: Path, position: Position, tasks: Sequence[RowTask]) -> None:
         """Write all that the rest of the training depends on as a folder, in one step.

@@ -22,10 +22,20 @@ class Regressor(eqx.Module):
         self.head = head
 
     def __call__(
-        self, ids: Int[Array, "B T"], mask: Bool[Array, "B T"], key: PRNGKeyArray | None = None
+        self,
+        ids: Int[Array, "B T"] | Float[Array, "B T D"],
+        mask: Bool[Array, "B T"],
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, " B"]:
-        """Predictions; `mask` is true where a token is real, `key` is that of dropout (None: eval mode)."""
-        return self.head(self.backbone.states(ids), mask, key)
+        """Predictions of ids, or of the hidden states of a backbone that is not trained.
+
+        `mask` is true where a token is real, `key` is that of dropout (None: eval mode).
+        """
+        return self.head(self.states(ids), mask, key)
+
+    def states(self, ids: Int[Array, "B T"] | Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The backbone's last hidden states; those that are given already as they are."""
+        return ids if jnp.issubdtype(ids.dtype, jnp.floating) else self.backbone.states(ids)
 
 
 def row_losses(predictions: Float[Array, " B"], targets: Float[Array, " B"]) -> Float[Array, " B"]:

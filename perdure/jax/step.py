@@ -124,3 +124,17 @@ def predict(trained: Any, frozen: Any, batch: Batch) -> Array:
     """Predictions [B] in eval mode."""
     model: Regressor = eqx.combine(trained, frozen)
     return model(batch.ids, batch.mask)
+
+
+def predict_dropped(trained: Any, frozen: Any, batch: Batch, keys: Array) -> Array:
+    """Predictions [samples, B] with dropout, one sample a key: nothing is dropped before the last layers."""
+    model: Regressor = eqx.combine(trained, frozen)
+    pooled = model.head.pooled(model.states(batch.ids), batch.mask)
+    found: Array = jax.vmap(model.head.answer, (None, 0))(pooled, keys)
+    return found
+
+
+def hidden_states(trained: Any, frozen: Any, ids: Array) -> Array:
+    """The backbone's last hidden states [B, T, D]."""
+    model: Regressor = eqx.combine(trained, frozen)
+    return model.states(ids)

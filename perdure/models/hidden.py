@@ -21,7 +21,6 @@ from perdure.models.objectives import PAD
 from perdure.storage import replaced_file
 
 FORMAT = 1
-ROWS = 32  # of a forward pass
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -97,18 +96,13 @@ class HiddenStates:
     def _work_out(
         self, missing: Sequence[tuple[bytes, Tensor]], forward: Forward, tell: Callable[[int, int], None]
     ) -> None:
-        ordered = sorted(missing, key=lambda pair: len(pair[1]))  # alike in length: little is padding
-        done = 0
-        tell(0, len(ordered))
-        for start in range(0, len(ordered), ROWS):
-            part = ordered[start : start + ROWS]
-            states = forward(pad_sequence([row for _, row in part], batch_first=True, padding_value=PAD))
-            for (name, row), each in zip(part, states, strict=True):
-                self._rows[name] = each[: len(row)].to("cpu", torch.float16)
-                if not self._rows[name].isfinite().all():
-                    raise ModelError("the backbone's hidden states are too large for float16; use --tuning lora")
-            done += len(part)
-            tell(done, len(ordered))
+        tell(0, len(missing))
+        # Row by row: what a row's states are to the last bit must not depend on which others were missing too.
+        for done, (name, row) in enumerate(missing, start=1):
+            self._rows[name] = forward(row[None])[0].to("cpu", torch.float16)
+            if not self._rows[name].isfinite().all():
+                raise ModelError("the backbone's hidden states are too large for float16; use --tuning lora")
+            tell(done, len(missing))
         names = [name for name, _ in missing]
         with torch.autocast("cpu", enabled=False):  # under which float16 is not put together
             tensors = {

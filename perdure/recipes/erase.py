@@ -64,9 +64,27 @@ def erase_rows(path: Path, keys: Sequence[str], matches: Sequence[str], retrain:
                 + ", ".join(map(repr, keys))
                 + "; a key is what stands in the row's id column, or a hash of the row where there is none"
             )
+        if settings.stream.reactions is not None:
+            _write_again(folder, display)
         write_pages([folder.path])
     print_results([folder.path], display)
     display.say(f"record: {folder.erasures}")
+
+
+def _write_again(folder: RunFolder, display: Terminal) -> None:
+    """Predictions and tables of a run of reactions, without the rows."""
+    from perdure.recipes.reactions.outputs import write_outputs
+    from perdure.training.plan import make_plan
+    from perdure.training.run import Run
+
+    run = Run(make_plan(folder.settings(), folder.recipe_folder), folder, display)
+    run.load()
+    run.remember()
+    write_outputs(run)
+    if (cache := run.plan.model.cache) is not None:
+        display.say(
+            f"note: hidden states of the rows are still kept in {cache.folder}; it may be removed at any time"
+        )
 
 
 def _pair(text: str) -> tuple[str, str]:

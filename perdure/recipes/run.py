@@ -140,6 +140,11 @@ def execute(
                 end(trackers, results, folder)
 
 
+def is_jax(folder: RunFolder) -> bool:
+    """Whether the run here was trained by JAX."""
+    return folder.recorded().get("backend") == "jax"
+
+
 def quieten() -> None:
     """Keep other libraries' notices, which a user cannot act on, off the screen."""
     import logging
@@ -204,7 +209,12 @@ def extend_run(
         settings = settings.model_copy(
             update={"extensions": (*settings.extensions, task_spec(task, name, evaluation))}
         )
-    execute(settings, folder.recipe_folder, folder, display, again, track)
+    if is_jax(folder):
+        from perdure.recipes.reactions import jax_backend
+
+        jax_backend.execute(settings, folder, display, again, track)
+    else:
+        execute(settings, folder.recipe_folder, folder, display, again, track)
     print_results([path], display)
 
 
@@ -260,11 +270,17 @@ def evaluate_run(path: Path, data: Path | None) -> None:
         own = {name: getattr(extra, name) for name in extra.model_fields_set}
         extra = reader.model_copy(update={"split": None, "where": {}, **own})
     quieten()
-    plan = make_plan(settings, folder.recipe_folder)
     display = Terminal()
-    run = Run(plan, folder, display)
-    run.load()
-    run.remember()
+    if is_jax(folder):
+        from perdure.recipes.reactions import jax_backend
+
+        run: Run = jax_backend.open_run(settings, folder, display)
+        plan = run.plan
+    else:
+        plan = make_plan(settings, folder.recipe_folder)
+        run = Run(plan, folder, display)
+        run.load()
+        run.remember()
     if extra is not None and plan.encoder is not None:
         places = (Path(settings.data) if settings.data else None, settings.seed, plan.encoder)
         whole = {"holdout": 0, "evaluation": None, "train_rows": None, "evaluation_rows": None}

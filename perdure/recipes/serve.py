@@ -53,11 +53,12 @@ def _of_run(path: Path, display: Display) -> Served:
 
     folder = RunFolder(path)
     settings = folder.settings()
+    if settings.stream.reactions is not None:
+        raise RunError(f"{path} is a run of reactions, which has no words; use `perdure predict {path} FILE`")
     plan = make_plan(settings, folder.recipe_folder)
     run = Run(plan, folder, display)
     run.load()
-    if not isinstance(run.measure, Measure):
-        raise RunError(f"{path} is a run of reactions, which has no words; use `perdure predict {path} FILE`")
+    assert isinstance(run.measure, Measure)
     return Served(run.measure, tuple(plan.stream.names), settings.strategy, tuple(notes_of(run)))
 
 

@@ -57,6 +57,8 @@ def assemble(
         UsageError: a mistake in what was asked, or a folder that was begun otherwise.
     """
     folder = None if out is None else RunFolder(Path(out))
+    if folder is not None and folder.path.is_file():
+        raise ConfigError(f"{folder.path} is a file; lessons need a folder")
     settings = settings_of(model, given, folder)
     if folder is not None:
         stack.enter_context(folder.locked())
@@ -66,6 +68,7 @@ def assemble(
         from perdure.teaching.run import continued
 
         language, tuned = continued(Path(settings.run), settings)
+        _check_shape(tuned, given, settings)
     kept = None if folder is None else folder.path / FILE
     found = load_probe(kept) if probe is None and kept is not None and kept.is_file() else _probe(probe, settings)
     pupil = Pupil(language, settings, tuned)
@@ -77,7 +80,7 @@ def assemble(
     }
     book, notes = None, list[str]()
     if folder is not None:
-        _check(folder, identity)
+        _check(folder, identity, probe)
         if probe is not None and kept is not None:
             write_text(kept, found.text())
         recorded, notes = _recorded(folder, identity)
@@ -152,7 +155,17 @@ def _probe(given: Rows | Path | str | None, settings: TeachSettings) -> Probe:
     return of_rows([json.loads(line) for line in kept], settings.probe_rows)
 
 
-def _check(folder: RunFolder, identity: Mapping[str, Any]) -> None:
+def _check_shape(tuned: Any, given: TeachSettings | Mapping[str, Any] | None, settings: TeachSettings) -> None:
+    """ConfigError where a shape is asked for that a run's own adapter or soft prompt has already."""
+    asked = given.model_fields_set if isinstance(given, TeachSettings) else set(given or {})
+    name = "lora" if settings.tuning == "lora" else "soft_prompt"
+    if tuned is not None and name in asked:
+        raise ConfigError(
+            f"{name}: what the run {settings.run} trained goes on, in its own shape; leave {name}.* out"
+        )
+
+
+def _check(folder: RunFolder, identity: Mapping[str, Any], probe: Rows | Path | str | None) -> None:
     """RunError where the folder holds something else, or lessons of another base, other settings, another probe."""
     if not folder.exists:
         if folder.path.is_dir() and any(path.name != ".lock" for path in folder.path.iterdir()):
@@ -161,4 +174,14 @@ def _check(folder: RunFolder, identity: Mapping[str, Any]) -> None:
             )
         return
     there = folder.recorded()[IDENTITY]
+    if [name for name in identity if there.get(name) != identity[name]] == ["probe"]:
+        kept = folder.path / FILE
+        own = f"the rows in {kept}" if kept.is_file() else "the default probe"
+        other = (
+            probe if isinstance(probe, str | Path) else "what is given" if probe is not None else "what there is"
+        )
+        raise RunError(
+            f"{folder.path} was started otherwise: its probe is {own}, and {other} holds other rows. "
+            "Leave the probe out to go on with its own, or give another folder"
+        )
     folder.refuse_changed(changed_settings(there, json.loads(json.dumps(identity))))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -13,6 +14,10 @@ from perdure.training.learner import Learner
 from perdure.types import IGNORE, Batch, Example
 
 FEW = 1 << 24  # numbers that the base's probabilities may take
+# What a batch costs beside its tokens, in tokens: a processor soon has enough to do, others do not.
+OF_A_BATCH, ELSEWHERE = 96, 4096
+
+Watch = Callable[[Example, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +36,16 @@ class Mark:
     loss: float
 
 
-def marks(learner: Learner, rows: Sequence[Example]) -> list[Mark]:
-    """A mark for each row, in order."""
+def marks(learner: Learner, rows: Sequence[Example], watch: Watch | None = None) -> list[Mark]:
+    """A mark for each row, in order; `watch` is shown each row with its next-token logits [T-1, V]."""
     found: dict[int, Mark] = {}
     for places, batch, logits in _forward(learner, rows):
-        logs = logits.float().log_softmax(-1)  # [B, T-1, V]
         for i, place in enumerate(places):
+            if watch is not None:
+                watch(rows[place], logits[i, : len(_ids(rows[place])) - 1])
             wanted = batch.y[i, 1:]
             learnt = wanted != IGNORE
-            own, targets = logs[i][learnt], wanted[learnt]
+            own, targets = logits[i][learnt].float().log_softmax(-1), wanted[learnt]  # [targets, V]
             values = own.gather(1, targets[:, None])[:, 0]
             right = bool((own.argmax(-1) == targets).all())
             found[place] = Mark(right, float(values.min().exp()), -float(values.mean()))
@@ -58,12 +64,39 @@ def log_probabilities(learner: Learner, rows: Sequence[Example]) -> list[Tensor]
 def _forward(learner: Learner, rows: Sequence[Example]) -> Iterator[tuple[list[int], Batch, Tensor]]:
     """Places, batch and next-token logits [B, T-1, V] of rows of like length."""
     order = sorted(range(len(rows)), key=lambda i: len(_ids(rows[i])))
-    size = learner.settings.evaluation_batch_size
+    fixed = OF_A_BATCH if learner.device.type == "cpu" else ELSEWHERE
+    sizes = cut(tuple(len(_ids(rows[i])) for i in order), learner.settings.evaluation_batch_size, fixed)
     with evaluating(learner.model), learner.autocast():
-        for start in range(0, len(order), size):
-            places = order[start : start + size]
+        for size in sizes:
+            places, order = order[:size], order[size:]
             batch = learner.collate([rows[i] for i in places])
             yield places, batch, learner.strategy.forward(learner.model, batch).logits[:, :-1]
+
+
+@lru_cache(maxsize=64)
+def cut(lengths: tuple[int, ...], most: int, fixed: int) -> tuple[int, ...]:
+    """How many rows go into each batch, so that padding and batches together cost least.
+
+    Args:
+        lengths: of the rows, rising.
+        most: rows in a batch.
+        fixed: what a batch costs beside its tokens, padding counted, in tokens.
+
+    Example:
+        >>> cut((4, 4, 5, 40), 64, 96)
+        (3, 1)
+        >>> cut((4, 4, 5, 40), 64, 200)
+        (4,)
+    """
+    best = [(0, 0)]  # of the first so many rows: the cost, and the size of the last batch
+    for end, longest in enumerate(lengths, start=1):
+        sizes = range(1, min(most, end) + 1)
+        best.append(min((best[end - size][0] + fixed + size * longest, size) for size in sizes))
+    found, end = list[int](), len(lengths)
+    while end:
+        found.append(best[end][1])
+        end -= found[-1]
+    return tuple(reversed(found))
 
 
 def _ids(row: Example) -> Tensor:
@@ -81,7 +114,7 @@ class Distance:
 
     def __init__(self, learner: Learner, rows: Sequence[Example]) -> None:
         self._rows: list[Example] = []
-        self._base: list[Tensor] = []
+        self._base: dict[str, Tensor] = {}  # by the row's key
         room = FEW
         for row in rows:
             logits = next(_forward(learner, [row]))[2]
@@ -89,15 +122,26 @@ class Distance:
                 continue
             room -= logits.numel()
             self._rows.append(row)
-            self._base.append(logits[0].float().log_softmax(-1).cpu())
+            self._base[row.key] = logits[0].float().log_softmax(-1).cpu()
 
     def __call__(self, learner: Learner) -> float:
         """How far the model is now; NaN without rows."""
-        total, tokens = 0.0, 0
-        for places, _, logits in _forward(learner, self._rows):
-            for i, place in enumerate(places):
-                base = self._base[place]
-                now = logits[i, : len(base)].float().log_softmax(-1).cpu()
-                total += float((base.exp() * (base - now)).sum())
-                tokens += len(base)
+        return self.beside(learner, self._rows)[1]
+
+    def beside(self, learner: Learner, rows: Sequence[Example]) -> tuple[list[Mark], float]:
+        """The marks of rows, and how far the model is on those of them that are its own: one look for both."""
+        found: dict[str, float] = {}
+
+        def watch(row: Example, logits: Tensor) -> None:
+            if row.key in self._base:
+                base = self._base[row.key]
+                now = logits.float().log_softmax(-1).cpu()
+                found[row.key] = float((base.exp() * (base - now)).sum())
+
+        marked = marks(learner, rows, watch)
+        return marked, self._mean(found)
+
+    def _mean(self, found: Mapping[str, float]) -> float:
+        tokens = sum(len(base) for key, base in self._base.items() if key in found)
+        total = math.fsum(found[key] for key in self._base if key in found)
         return max(0.0, total / tokens) if tokens else math.nan  # rounding would leave -1e-9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,29 @@ from perdure.streams.encode import Encoder
 from perdure.streams.text import exchange
 from perdure.teaching.lesson import Matter, digest
 from perdure.teaching.marks import Distance, Mark, log_probabilities, marks
+from perdure.teaching.packing import can_pack
 from perdure.teaching.rehearse import Rehearsed
 from perdure.teaching.settings import TeachSettings
 from perdure.training.learner import Learner
 from perdure.training.measure import Measure
 from perdure.training.telling import write_model
-from perdure.types import Example, Task
+from perdure.types import IGNORE, Example, Task
 
 WEIGHT_DECAY, CLIP = 0.01, 1.0
 MORE = 2  # times the rows of others, and the steps, where a lesson is taught with more replay
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A greedy answer.
+
+    Attributes:
+        text: what it says.
+        cut: whether it had not ended after `max_new_tokens`.
+    """
+
+    text: str
+    cut: bool
 
 
 class Pupil:
@@ -59,6 +74,8 @@ class Pupil:
         )
         self.learner = Learner(tuned, self._rehearsed, "causal_lm", training, settings.seed)
         self.encoder = Encoder(language.tokenizer, language.max_length - count_virtual_tokens(tuned))
+        self._parameters = list(self._trained().values())
+        self._seen: tuple[tuple[int, ...], dict[tuple[str, ...], list[Mark]]] = ((), {})
         self.measure = Measure(self.learner, self.encoder, EvaluationSettings(), settings.seed)
 
     @property
@@ -96,12 +113,32 @@ class Pupil:
     def rehearse(self, rows: Sequence[Example]) -> None:
         """Take the rows of the probe's training side, and hold what the model says to them now."""
         self._rehearsed.hold(rows, log_probabilities(self.learner, rows))
+        self._rehearsed.packs = bool(rows) and can_pack(self.model, [self.learner.collate(rows[:4])])
+
+    def rehearse_of(self, rows: Sequence[Example]) -> None:
+        """Of those, take these."""
+        self._rehearsed.choose(rows)
 
     # Looking
 
     def marks(self, rows: Sequence[Example]) -> list[Mark]:
-        """How right the model is on each row."""
-        return marks(self.learner, rows)
+        """How right the model is on each row; what was looked at since the last change is known still."""
+        key = tuple(row.key for row in rows)
+        known = self._known()
+        if key not in known:
+            known[key] = marks(self.learner, rows)
+        return known[key]
+
+    def marks_and_distance(self, rows: Sequence[Example], distance: Distance) -> tuple[list[Mark], float]:
+        """As `marks`, and how far the model is from what it was, on those of the rows that the distance is of."""
+        return distance.beside(self.learner, rows)
+
+    def _known(self) -> dict[tuple[str, ...], list[Mark]]:
+        """Marks of lists of rows by the model as it is."""
+        now = tuple(parameter._version for parameter in self._parameters)
+        if self._seen[0] != now:
+            self._seen = (now, {})
+        return self._seen[1]
 
     def distance(self, rows: Sequence[Example]) -> Distance:
         """Measures how far the model will have gone from what it is now."""
@@ -109,13 +146,30 @@ class Pupil:
 
     def answers(self, rows: Sequence[Example], most: int | None = None) -> list[str]:
         """Greedy answers to the rows' prompts."""
+        return [answer.text for answer in self.replies(rows, most)]
+
+    def replies(self, rows: Sequence[Example], most: int | None = None) -> list[Reply]:
+        """As `answers`, with whether each was cut."""
         prompts = [prompt for row in rows if (prompt := self.measure.prompt(row)) is not None]
         if not prompts:
             return []
         longest = max(len(prompt.x) for prompt in prompts if prompt.x is not None)
         room = self.encoder.max_length - longest
-        found = self.measure.answers(prompts, min(most or self.settings.max_new_tokens, room))
-        return [text.strip() for text in found]
+        limit = min(most or self.settings.max_new_tokens, room)
+        found = self.measure.tokens(prompts, limit)
+        return [Reply(self.measure.text(tokens).strip(), len(tokens) >= limit) for tokens in found]
+
+    def said(self, rows: Sequence[Example], found: Sequence[Mark]) -> list[str]:
+        """As `answers`, given the rows' marks: what is right need not be generated to be known."""
+        texts: dict[int, str] = {}
+        for i, (row, mark) in enumerate(zip(rows, found, strict=True)):
+            assert row.y is not None
+            tokens = [token for token in row.y[row.y != IGNORE].tolist() if token != self.encoder.eos]
+            if mark.right and len(tokens) <= self.settings.max_new_tokens:
+                texts[i] = self.measure.text(tokens).strip()
+        others = [i for i in range(len(rows)) if i not in texts]
+        texts |= zip(others, self.answers([rows[i] for i in others]), strict=True)
+        return [texts[i] for i in range(len(rows))]
 
     # Learning
 
@@ -140,17 +194,25 @@ class Pupil:
         torch.manual_seed(priority(settings.seed, "lesson", key=matter.key) >> 1)
         self._rehearsed.begin(matter.key, settings.seed, earlier, sure, factor)
         learner.begin_task(Task("lesson", rows), 0)
+        others = list(earlier) if settings.earlier else []
+        wrong = others  # of those that are looked at beside the lesson: all, or those that were wrong then
+        looking = False  # as long as the lesson is not sure, its own rows will do
         for step in range(settings.max_steps * factor):
-            if self._sure(rows):
-                found = self.marks(earlier) if settings.earlier else []
-                if all(mark.right for mark in found):
+            if looking or self._sure(self.marks(rows)):
+                found = self.marks([*wrong, *rows])
+                if wrong is not others and all(mark.right for mark in found):
+                    wrong, found = others, self.marks([*others, *rows])
+                looking = self._sure(found[len(wrong) :])
+                if looking and all(mark.right for mark in found):
                     return step
-                self._rehearsed.focus([mark.sure for mark in found])
+                if looking and wrong is others:
+                    self._rehearsed.focus([mark.sure for mark in found[: len(others)]])
+                    wrong = [row for row, mark in zip(others, found, strict=False) if not mark.right]
             learner.step(rows)
         return settings.max_steps * factor
 
-    def _sure(self, rows: Sequence[Example]) -> bool:
-        return all(mark.right and mark.sure >= self.settings.sure for mark in self.marks(rows))
+    def _sure(self, found: Sequence[Mark]) -> bool:
+        return all(mark.right and mark.sure >= self.settings.sure for mark in found)
 
     # Weights
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.order import prioritiser
 from perdure.strategies import Strategy
+from perdure.teaching.packing import packed
 from perdure.types import IGNORE, Batch, Context, Example, Output
 
 EARLIER, GENERAL = "earlier", "general"
@@ -42,6 +43,7 @@ class Rehearsed(Strategy):
         self._step, self._times = 0, 1
         self._base: dict[str, Tensor] = {}
         self.anchor = anchor
+        self.packs = False  # whether rows may share a line in a step
 
     def begin(
         self, lesson: str, seed: int, earlier: Sequence[Example], sure: Sequence[float], times: int = 1
@@ -80,16 +82,28 @@ class Rehearsed(Strategy):
         self.rows[GENERAL] = tuple(rows)
         self._base = {row.key: logs for row, logs in zip(rows, base, strict=True)}
 
+    def choose(self, rows: Sequence[Example]) -> None:
+        """Draw from these of the rows that are held."""
+        self.rows[GENERAL] = tuple(rows)
+
+    def forward(self, model: nn.Module, batch: Batch) -> Output:
+        """The model's forward pass; in a step, of rows that share lines where that saves padding."""
+        found = packed(model, batch) if self.packs and model.training else None
+        return super().forward(model, batch) if found is None else found
+
     def penalty(self, ctx: Context, batch: Batch, output: Output) -> Mapping[str, Tensor]:
         """KL(base ‖ model) of the next token, summed over the targets of the general rows, times its weight."""
-        found: list[Tensor] = []
-        for i, row in enumerate(batch.examples):
-            if row.group == GENERAL:
-                learnt = batch.y[i, 1:] != IGNORE
-                now = output.logits[i, :-1][learnt].float().log_softmax(-1)
-                base = self._base[row.key].to(now.device)
-                found.append((base.exp() * (base - now)).sum())
-        return {GENERAL: self.anchor * torch.stack(found).sum()} if found else {}
+        places = [i for i, row in enumerate(batch.examples) if row.group == GENERAL]
+        if not places:
+            return {}
+        rows = torch.tensor(places, device=batch.y.device)
+        learnt = batch.y[rows, 1:] != IGNORE
+        which, where = learnt.nonzero(as_tuple=True)
+        # One look-up for all: each one's gradient would be a block of zeros as large as all logits.
+        now = output.logits[rows[which], where].float().log_softmax(-1)  # [targets, V]
+        base = torch.cat([self._base[batch.examples[i].key] for i in places]).to(now.device)
+        parts = (base.exp() * (base - now)).split(learnt.sum(1).tolist())
+        return {GENERAL: self.anchor * torch.stack([part.sum() for part in parts]).sum()}
 
     def bookmark(self) -> int:
         """The step."""

@@ -40,8 +40,12 @@ def of_entries(pupil: Pupil, entries: Sequence[Entry]) -> Rows:
 
 
 def of_held_out(pupil: Pupil, entries: Sequence[Entry], new: Matter) -> Rows:
-    """The rows of lessons' held-out wordings, but for those that one of them, or a new one, teaches."""
-    taught = {spelt(prompt) for matter in (new, *(entry.matter for entry in entries)) for prompt in matter.taught}
+    """The rows of lessons' held-out wordings, but for those that one of them teaches, and the prompt of a new one.
+
+    A prompt is a correction of what was asked, as where a lesson takes the place of another; further wordings that
+    were held out with another answer contradict it.
+    """
+    taught = {spelt(new.prompt)} | {spelt(prompt) for entry in entries for prompt in entry.matter.taught}
     held = [(entry, prompt) for entry in entries for prompt in entry.matter.held_out]
     return _of(pupil, [(entry, prompt) for entry, prompt in held if spelt(prompt) not in taught])
 
@@ -89,17 +93,26 @@ def attempt(pupil: Pupil, number: int, matter: Matter, form: str, met: Situation
     clock, before = time.perf_counter(), pupil.weights()
     taught, held = pupil.taught(matter), pupil.held_out(matter)
     own, earlier = [*taught, *held], met.earlier
-    texts, were, marks = pupil.answers(own), pupil.marks(own), pupil.marks(earlier.rows)
+    were, marks = [*pupil.marks(taught), *pupil.marks(held)], pupil.marks(earlier.rows)
+    texts = pupil.said(own, were)
     held_marks = pupil.marks(met.held.rows)
     steps = pupil.learn(matter, earlier.rows, [mark.sure for mark in marks], form == REPLAY)
     if form in SCALES:
         pupil.put(scaled(before, pupil.weights(), float(form)))
-    now, after, probe = (pupil.marks(own), pupil.marks(earlier.rows), pupil.marks(met.probe.rows))
+    both = pupil.marks([*earlier.rows, *taught])  # in the order in which the next lesson looks at them
+    after, now = both[: len(earlier.rows)], [*both[len(earlier.rows) :], *pupil.marks(held)]
+    probe, kl = pupil.marks_and_distance(met.probe.rows, met.distance)
     held_after = pupil.marks(met.held.rows)
+    broken = (
+        *_broken(earlier, marks, after),
+        *_broken(met.held, held_marks, held_after),
+        *_broken(met.probe, met.probe_marks, probe),
+    )
+    said = pupil.said([*own, *(rows.rows[i] for rows, i, _ in broken)], [*now, *(mark for *_, mark in broken)])
     answers = tuple(
         Answer(prompt, old, new, mark.right, was.right)
         for prompt, old, new, mark, was in zip(
-            (*matter.taught, *matter.held_out), texts, pupil.answers(own), now, were, strict=True
+            (*matter.taught, *matter.held_out), texts, said[: len(own)], now, were, strict=True
         )
     )
     cut, limits = len(taught), (pupil.settings.tolerance, pupil.settings.alpha)
@@ -120,17 +133,16 @@ def attempt(pupil: Pupil, number: int, matter: Matter, form: str, met: Situation
         probe=gate.of_sample(_right(met.probe_marks), _right(probe), *limits),
         since_start=gate.of_sample(_right(met.start_marks), _right(probe), *limits),
         probe_right=(_mean(_right(met.probe_marks)), _mean(_right(probe))),
-        kl=met.distance(pupil.learner),
+        kl=kl,
         replaces=met.replaces,
+        broken=tuple(
+            Broken(rows.of[i], rows.matters[i].prompt, rows.matters[i].answer, text)
+            for (rows, i, _), text in zip(broken, said[len(own) :], strict=True)
+        ),
     )
     why = tuple(_why(lesson, pupil.settings.gate))
-    broken = (
-        *_broken(pupil, earlier, marks, after),
-        *_broken(pupil, met.held, held_marks, held_after),
-        *_broken(pupil, met.probe, met.probe_marks, probe),
-    )
     seconds = round(time.perf_counter() - clock, 3)
-    return replace(lesson, why=why, kept=not why, broken=broken, seconds=seconds), probe
+    return replace(lesson, why=why, kept=not why, seconds=seconds), probe
 
 
 def _why(lesson: Lesson, gated: bool) -> Iterator[str]:
@@ -152,14 +164,10 @@ def _why(lesson: Lesson, gated: bool) -> Iterator[str]:
         yield f"the probe would stand {100 * fall.share:.1f} points below its start (p = {fall.p:.2g})"
 
 
-def _broken(pupil: Pupil, rows: Rows, were: Sequence[Mark], now: Sequence[Mark]) -> list[Broken]:
-    """Answers that were right and are wrong now."""
-    places = [i for i, (was, mark) in enumerate(zip(were, now, strict=True)) if was.right and not mark.right]
-    answers = pupil.answers([rows.rows[i] for i in places])
-    return [
-        Broken(rows.of[i], rows.matters[i].prompt, rows.matters[i].answer, answer)
-        for i, answer in zip(places, answers, strict=True)
-    ]
+def _broken(rows: Rows, were: Sequence[Mark], now: Sequence[Mark]) -> list[tuple[Rows, int, Mark]]:
+    """The places of rows that were right and are wrong now, and how they stand."""
+    pairs = enumerate(zip(were, now, strict=True))
+    return [(rows, i, mark) for i, (was, mark) in pairs if was.right and not mark.right]
 
 
 def _right(marks: Sequence[Mark]) -> list[bool]:

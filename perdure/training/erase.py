@@ -163,11 +163,12 @@ def go_on(
     run_for: Callable[[Plan], Run],
 ) -> None:
     """Train from the newest checkpoint between two stages to the end, as it happened: extensions one by one."""
-    base = len(settings.stream.tasks or settings.stream.arena.kinds)  # type: ignore[union-attr]
     state, _ = folder.newest()
     begun = state["begun"] if state else 0
-    for count in range(max(0, begun - base), len(settings.extensions) + 1):
-        run_for(plan_for(settings.model_copy(update={"extensions": settings.extensions[:count]}))).execute()
+    for count in range(len(settings.extensions) + 1):
+        plan = plan_for(settings.model_copy(update={"extensions": settings.extensions[:count]}))
+        if len(plan.stages) >= begun:  # an extension may bring several tasks
+            run_for(plan).execute()
 
 
 def write_log(folder: RunFolder, event: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from perdure.models.regressor import Regressor
 from perdure.order import fingerprint
 from perdure.streams import reactions
 from perdure.streams.reactions.encode import TOO_LONG, ReactionEncoder
+from perdure.streams.reactions.table import COPY
 from perdure.streams.spec import TaskSpec, locate
 from perdure.streams.stream import Stream
 from perdure.training.learner import Learner
@@ -106,24 +107,25 @@ class ReactionData:
         place = self._find(spec.train)
         names = list(reactions.tasks_of(reactions.read(own, place).rows))
         single = len(names) == 1
+        # A pair that the stream has already comes again under the new task's name.
+        taken = {name: f"{spec.name}/{name}" for name in names if name in before.names}
         if not single and spec.evaluation is not None:
             raise DataError(f"{place}: holds {len(names)} tasks, so that one evaluation file cannot be for all")
         known = {text: task.name for task in before for row in task.train if (text := _text(row))}
         held = {_text(row) for task in before.evaluations for row in task.evaluation}
         whole = own if spec.evaluation is None else own.model_copy(update={"holdout": 0.0})
-        tasks = self._tasks(whole, place, rename={names[0]: spec.name} if single else {})
+        tasks = self._tasks(whole, place, rename={names[0]: spec.name} if single else taken)
         if spec.evaluation is not None:
             scored = own.model_copy(update={"file": spec.evaluation, "holdout": 0.0, "augment": 0})
             rows = reactions.read(scored, self._find(spec.evaluation)).rows
             evaluation, _ = self._encode([*rows])
-            texts = {_text(row) for row in evaluation}
-            train = [row for row in tasks[0].train if _text(row) not in texts]
+            train = self._without(tasks[0].train, {_text(row) for row in evaluation})
             tasks = [Task(tasks[0].name, train, [row.but(task=tasks[0].name) for row in evaluation])]
             self.facts[-1]["evaluation"]["rows"] = len(rows)
         found = []
         for task, fact in zip(tasks, self.facts[-len(tasks) :], strict=True):
             evaluation = [row for row in task.evaluation if _text(row) not in known]
-            train = [row for row in task.train if _text(row) not in held]
+            train = self._without(task.train, held)
             if not train:
                 raise DataError(f"{place}: task {task.name!r} has no training rows that are not scored elsewhere")
             fact["train"] |= {"kept": len(train), "overlapping": len(task.train) - len(train)}
@@ -182,7 +184,16 @@ class ReactionData:
         return tasks
 
     def _encode(self, rows: Sequence[reactions.Reaction]) -> tuple[list[Example], list[str]]:
-        return self.encoder.encode([row for row in rows if fingerprint(row.key) not in self.erased])
+        return self.encoder.encode([row for row in rows if fingerprint(self._key(row.key)) not in self.erased])
+
+    def _key(self, key: str) -> str:
+        """The key of a row, or of that which it is an augmented copy of."""
+        return COPY.sub("", key) if self.spec.augment else key
+
+    def _without(self, rows: Sequence[Example], texts: Set[str]) -> list[Example]:
+        """The rows that are none of these reactions; a copy, which is spelt otherwise, goes with its row."""
+        gone = {row.key for row in rows if _text(row) in texts}
+        return [row for row in rows if self._key(row.key) not in gone]
 
 
 def _part(rows: int, kept: Sequence[Example], long: Sequence[str], overlapping: int) -> dict[str, Any]:

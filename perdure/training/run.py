@@ -528,6 +528,7 @@ class Run:
             task=task.name,
             stage=self.stage + 1,
             epoch=self.position.epoch if self.position else 0,
+            **({"phase": self.position.phase} if self.position and self.position.phase else {}),
             loss=result.loss,
             lr=result.lr,
             tokens=result.tokens,

@@ -29,7 +29,7 @@ def opened(make: Make, path: Path, **settings: Any) -> Iterator[Teacher]:
 def state(teacher: Teacher) -> tuple[str, dict[str, bytes], list[Any]]:
     """Name, bytes and chain."""
     weights = {name: value.numpy().tobytes() for name, value in teacher.pupil.weights().items()}
-    return teacher.address, weights, list(teacher._chain)
+    return teacher.address, weights, list(teacher._chain.entries)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_the_journal_only_grows(teacher: Make, facts: list[Fact], tmp_path: Path
             assert now.startswith(before)
             assert now.count(b"\n") == number
             before = now
-        assert chain_of(lines(path)) == one._chain
+        assert chain_of(lines(path)) == one._chain.entries
         assert one.book is not None
         assert json.loads(json.dumps(one.book.events)) == lines(path)
     found = lines(path)
@@ -293,8 +293,8 @@ def test_others_are_swept(
             assert one.teach(*fact).kept
             kept = {*range(number - 1, number + 1), *range(0, number + 1, 3)} - {0}
             there = {p.name for p in (path / "states").iterdir() if not p.name.startswith(".")}
-            assert there == {one._addresses[i] for i in kept}
-            assert set(one._held) == there | {one._addresses[0]}
+            assert there == {one._chain.addresses[i] for i in kept}
+            assert set(one._chain.held) == there | {one._chain.addresses[0]}
         before = one.pupil.weights()
         one.forget(2)
         one.forget(5)

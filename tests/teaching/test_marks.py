@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from perdure.models.load import load
 from perdure.teaching.lesson import Matter
-from perdure.teaching.marks import Distance, Mark, log_probabilities, marks
+from perdure.teaching.marks import Distance, Mark, cut, log_probabilities, marks
 from perdure.teaching.probe import of_nano
 from perdure.teaching.pupil import Pupil
 from perdure.teaching.settings import TeachSettings
@@ -100,6 +102,67 @@ def test_marks_of_ragged_rows(pupil: Pupil) -> None:
     assert marks(pupil.learner, []) == []
 
 
+def test_batches_cost_least() -> None:
+    """Against all ways to cut 9 rows: longest · rows + what a batch costs, summed over the batches."""
+    rng = random.Random(0)
+    for most, fixed in ((9, 3), (9, 12), (4, 12), (9, 1000), (9, 0)):
+        lengths = tuple(sorted(rng.randint(1, 20) for _ in range(9)))
+        costs = {}
+        for ends in itertools.chain.from_iterable(itertools.combinations(range(1, 9), k) for k in range(9)):
+            sizes = tuple(b - a for a, b in itertools.pairwise((0, *ends, 9)))
+            if max(sizes) <= most:
+                costs[sizes] = sum(
+                    fixed + size * lengths[end - 1] for size, end in zip(sizes, (*ends, 9), strict=True)
+                )
+        assert costs[cut(lengths, most, fixed)] == min(costs.values())
+    assert cut((), 64, 96) == ()
+
+
+def check_known(pupil: Pupil) -> None:
+    """After each change of the weights, marks are those of the model as it is."""
+    rows, before = ragged(pupil), pupil.weights()
+    for change in (
+        lambda: None,
+        lambda: pupil.learn(RAGGED[5], [], []),
+        lambda: pupil.put(before),
+        lambda: pupil.learn(RAGGED[7], [], []),
+    ):
+        change()
+        assert pupil.marks(rows) == pupil.marks(rows) == marks(pupil.learner, rows)
+    assert pupil.marks(rows[:3]) == marks(pupil.learner, rows[:3])
+
+
+def test_what_is_known_goes_with_the_weights(pupil: Pupil) -> None:
+    check_known(pupil)
+
+
+def test_marks_that_outlive_the_weights_are_caught(pupil: Pupil, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[Any, Any] = {}
+    monkeypatch.setattr(pupil, "_known", lambda: known)
+    with pytest.raises(AssertionError):
+        check_known(pupil)
+
+
+def test_what_is_right_is_said_without_generating(
+    nano: tuple[Pupil, list[Matter], list[Example]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pupil, _, rows = nano
+    found, wanted = pupil.marks(rows), pupil.answers(rows)
+    assert pupil.said(rows, found) == wanted
+    assert any(len(answer.split()) > 1 for answer, mark in zip(wanted, found, strict=True) if mark.right)
+    generated: list[int] = []
+    replies = pupil.replies
+    monkeypatch.setattr(
+        pupil, "replies", lambda rows, most=None: generated.append(len(rows)) or replies(rows, most)
+    )
+    pupil.said(rows, found)
+    assert generated == [sum(not mark.right for mark in found)]
+    # An answer that is longer than what is generated is cut as generation cuts it.
+    monkeypatch.setattr(pupil, "settings", pupil.settings.model_copy(update={"max_new_tokens": 1}))
+    assert pupil.said(rows, found) == pupil.answers(rows) != wanted
+    assert all(reply.cut for reply in pupil.replies(rows[:5]))
+
+
 def in_batch_order(learner: Any, rows: list[Example]) -> list[Mark]:
     """Marks come as the batches do: by length."""
     return marks(learner, sorted(rows, key=lambda row: -len(row.x)))  # type: ignore[arg-type]
@@ -159,12 +222,28 @@ def test_the_distance_is_kl_from_the_base(pupil: Pupil) -> None:
     assert math.isnan(Distance(pupil.learner, [])(pupil.learner))
 
 
+def test_one_look_for_marks_and_distance(pupil: Pupil) -> None:
+    """The distance is taken on those of its rows that are looked at."""
+    rows = ragged(pupil)
+    distance, fewer = Distance(pupil.learner, rows[:6]), Distance(pupil.learner, rows[:4])
+    pupil.learn(Matter("w1 w2 w3", "w30"), [], [])
+    found, kl = distance.beside(pupil.learner, rows)
+    assert found == marks(pupil.learner, rows)
+    assert kl == pytest.approx(distance(pupil.learner), rel=1e-5)
+    assert distance.beside(pupil.learner, [*rows[:4], *rows[6:]])[1] == pytest.approx(
+        fewer(pupil.learner), rel=1e-5
+    )
+    assert math.isnan(distance.beside(pupil.learner, rows[6:])[1])
+
+
 class Swapped(Distance):
     """KL(model ‖ base)."""
 
     def __call__(self, learner: Any) -> float:
         found = [
-            d for row, base in zip(self._rows, self._base, strict=True) for d in self._each(learner, row, base)
+            d
+            for row, base in zip(self._rows, self._base.values(), strict=True)
+            for d in self._each(learner, row, base)
         ]
         return float(torch.stack(found).mean())
 
@@ -190,7 +269,7 @@ class RowByRow(Swapped):
     def __call__(self, learner: Any) -> float:
         means = [
             torch.stack(self._each(learner, row, base)).mean()
-            for row, base in zip(self._rows, self._base, strict=True)
+            for row, base in zip(self._rows, self._base.values(), strict=True)
         ]
         return float(torch.stack(means).mean())
 

@@ -74,6 +74,16 @@ def test_a_folder_of_other_settings(teacher: Make, facts: list[tuple[str, str]],
     for changed in ({"lr": 0.01}, {"tolerance": 0.1}, {"seed": 1}, {"probe": [{"prompt": "w1", "answer": "w2"}]}):
         with pytest.raises(RunError, match="started otherwise"):
             teacher(path, **changed)
+    with pytest.raises(
+        RunError, match=r"its probe is the rows in .*probe\.jsonl, and what is given holds other rows"
+    ):
+        teacher(path, probe=[{"prompt": "w1", "answer": "w2"}])
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "w1", "answer": "w2"}\n')
+    with pytest.raises(RunError, match=r"other\.jsonl holds other rows\. Leave the probe out"):
+        teacher(path, probe=other)
+    with teacher(path, probe=None, max_new_tokens=3) as one:
+        assert [entry.number for entry in one.lessons] == [1]
     with teacher(path, max_new_tokens=3) as one:
         assert [entry.number for entry in one.lessons] == [1]
 

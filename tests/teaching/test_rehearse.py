@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from perdure.teaching.lesson import Matter
 from perdure.teaching.marks import log_probabilities
+from perdure.teaching.pupil import Pupil
 from perdure.teaching.rehearse import EARLIER, GENERAL, Rehearsed
 from perdure.types import IGNORE, Batch, Context, Example, Output, Task
 
@@ -218,3 +220,61 @@ def test_wrong_losses_are_caught(
     monkeypatch.setattr("perdure.teaching.pupil.Rehearsed", wrong)
     with pytest.raises(AssertionError):
         check_gradient(teacher)
+
+
+# When a lesson ends
+
+
+def check_ends(make: Callable[..., Any], facts: list[tuple[str, str]], cls: type[Pupil] = Pupil) -> None:
+    """Eight lessons on end: one that ends before its steps do leaves itself sure and each earlier one right.
+
+    At least once something else broke while what had been wrong was mended.
+    """
+    pupil = make(max_steps=60, lr=0.06, earlier=2).pupil
+    pupil.__class__ = cls
+    rows: list[Example] = []
+    for prompt, answer in facts:
+        sure = [mark.sure for mark in Pupil.marks(pupil, rows)]
+        steps = pupil.learn(Matter(prompt, answer), rows, sure)
+        rows.append(pupil.row(prompt, answer))
+        found = Pupil.marks(pupil, rows)
+        if steps < 60:
+            assert found[-1].sure >= pupil.settings.sure
+            assert all(mark.right for mark in found)
+
+
+def test_a_lesson_ends_when_nothing_is_wrong(teacher: Callable[..., Any], facts: list[tuple[str, str]]) -> None:
+    check_ends(teacher, facts)
+
+
+class AloneSure(Pupil):
+    """A lesson ends as soon as it is sure itself."""
+
+    def learn(self, matter: Matter, earlier: Any, sure: Any, more: bool = False) -> int:
+        return super().learn(matter, [], [])
+
+
+class NeverAgain(Pupil):
+    """Those that were wrong at the first look at all are mended; what breaks meanwhile is not seen."""
+
+    whole, looks = 0, 0
+
+    def learn(self, matter: Matter, earlier: Any, sure: Any, more: bool = False) -> int:
+        self.whole, self.looks = len(earlier) + 1, 0
+        try:
+            return super().learn(matter, earlier, sure, more)
+        finally:
+            self.whole = 0
+
+    def marks(self, rows: Any) -> Any:
+        found = super().marks(rows)
+        self.looks += len(rows) == self.whole > 1
+        return found if self.looks < 2 else [replace(mark, right=True) for mark in found]
+
+
+@pytest.mark.parametrize("wrong", [AloneSure, NeverAgain])
+def test_lessons_that_end_too_soon_are_caught(
+    teacher: Callable[..., Any], facts: list[tuple[str, str]], wrong: type[Pupil]
+) -> None:
+    with pytest.raises(AssertionError):
+        check_ends(teacher, facts, wrong)

@@ -11,7 +11,8 @@ import torch
 
 from perdure.errors import ConfigError, DataError
 from perdure.teaching import Teacher
-from perdure.teaching import teacher as room
+from perdure.teaching import course as room
+from perdure.teaching.chain import Chain
 from perdure.teaching.gate import Fall
 from perdure.teaching.lesson import Entry, Lesson, digest
 from perdure.teaching.pupil import Pupil, scaled
@@ -72,7 +73,7 @@ def test_few_states_are_enough_to_forget(teacher: Make, facts: list[Fact], monke
     monkeypatch.setattr("perdure.teaching.book.EACH", 100)
     one, never = teacher(), teacher()
     told(one, facts[:4])
-    assert len(one._held) == 2
+    assert len(one._chain.held) == 2
     one.forget(3)
     told(never, [*facts[:2], facts[3]])
     assert same(one, never)
@@ -90,8 +91,8 @@ class Subtracted(Teacher):
     """What the lesson added is taken off again, the others left as they were."""
 
     def forget(self, number: int) -> tuple[Entry, list[int]]:
-        at = next(i for i, entry in enumerate(self._chain) if entry.number == number)
-        before, after = (self._weights(address) for address in self._addresses[at : at + 2])
+        at = next(i for i, entry in enumerate(self._chain.entries) if entry.number == number)
+        before, after = (self._chain.weights(address) for address in self._chain.addresses[at : at + 2])
         now = self.pupil.weights()
         gone, dropped = super().forget(number)
         self.pupil.put({name: now[name] - (after[name] - before[name]) for name in now})
@@ -132,7 +133,7 @@ class Numbered(Entry):
 def test_what_hangs_on_the_past_is_caught(
     teacher: Make, facts: list[Fact], monkeypatch: pytest.MonkeyPatch, wrong: type
 ) -> None:
-    place = {GoesOn: "pupil.Learner", Counted: "pupil.Rehearsed", Numbered: "teacher.Entry"}[wrong]
+    place = {GoesOn: "pupil.Learner", Counted: "pupil.Rehearsed", Numbered: "course.Entry"}[wrong]
     monkeypatch.setattr(f"perdure.teaching.{place}", wrong)
     with pytest.raises(AssertionError):
         check_forget(teacher, facts[:2])
@@ -386,7 +387,7 @@ def test_what_is_broken_off_leaves_everything_as_it_was(
         "probe": lambda: one.add_probe("w1", "w2"),
     }
     with monkeypatch.context() as patch:
-        patch.setattr(*((Learner, "step") if act in ("teach", "forget") else (Teacher, "_commit")), pressed)
+        patch.setattr(*((Learner, "step") if act in ("teach", "forget") else (Chain, "commit")), pressed)
         with pytest.raises(KeyboardInterrupt):
             acts[act]()
     assert steps

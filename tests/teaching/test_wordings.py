@@ -10,6 +10,7 @@ import pytest
 
 from perdure.teaching.lesson import Lesson, Matter
 from perdure.teaching.pupil import Pupil
+from perdure.teaching.trial import Rows, of_held_out
 from perdure.training.learner import Learner, StepResult
 
 Make = Callable[..., Any]
@@ -110,3 +111,43 @@ def test_most_held_out_wordings_must_be_right(teacher: Make, right: str, general
     changed = replace(lesson, held_out=tuple(replace(answer, right=mark == "1") for mark in right))
     assert changed.generalised is generalised
     assert changed.plain()["generalised"] is generalised
+
+
+def check_contradicted(make: Make) -> None:
+    """Six lessons with a held-out wording each; then one other answer to all of those.
+
+    The first is the new lesson's prompt: a correction of what was asked. The five others contradict it: all that
+    were right break.
+    """
+    one = make(sure=0.8, max_steps=60)
+    stems = [f"w{4 * i} w{5 * i + 1}" for i in range(6)]
+    held = [f"{stem} w7" for stem in stems]
+    for i, stem in enumerate(stems):
+        assert one.teach(f"{stem} w3", f"w{20 + i}", [f"{stem} w4", f"{stem} w6"], [held[i]]).kept
+    rows = of_held_out(one.pupil, one.current(), Matter(held[0], "w36", tuple(held[1:])))
+    assert [matter.prompt for matter in rows.matters] == held[1:]
+    known = sum(mark.right for mark in one.pupil.marks(rows.rows))
+    assert known >= 3, "else there is nothing to break"
+    lesson = one.teach(held[0], "w36", held[1:])
+    assert lesson.learnt
+    assert lesson.wordings.broken == known
+    assert any("other wordings of earlier questions" in why for why in lesson.why)
+    alone = one.teach(held[0], "w36")
+    assert held[0] not in {broken.prompt for broken in alone.broken}
+
+
+def test_held_out_wordings_with_another_answer_are_contradicted(teacher: Make) -> None:
+    check_contradicted(teacher)
+
+
+def test_contradictions_that_are_left_out_are_caught(teacher: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new lesson's wordings do not count, whatever they contradict."""
+
+    def without(pupil: Any, entries: Any, new: Matter) -> Any:
+        rows = of_held_out(pupil, entries, new)
+        kept = [i for i, matter in enumerate(rows.matters) if matter.prompt not in new.taught]
+        return Rows(*(tuple(values[i] for i in kept) for values in (rows.of, rows.matters, rows.rows)))
+
+    monkeypatch.setattr("perdure.teaching.course.of_held_out", without)
+    with pytest.raises(AssertionError):
+        check_contradicted(teacher)

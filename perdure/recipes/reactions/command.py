@@ -13,7 +13,8 @@ from perdure.recipes.track import track_finished
 from perdure.training.display import Terminal
 from perdure.training.folder import RunFolder
 
-BACKENDS = ("torch",)
+TORCH, JAX = "torch", "jax"
+BACKENDS = (TORCH, JAX)
 
 
 def run_reactions(
@@ -22,17 +23,24 @@ def run_reactions(
     resume: bool,
     again: str,
     track: Sequence[str] = (),
-    backend: str = "torch",
+    backend: str = TORCH,
 ) -> None:
     """Run it in a folder, and print what came of it beside the baseline."""
     if backend not in BACKENDS:
         raise ConfigError(unknown_name("backend", backend, BACKENDS))
+    if backend == JAX:
+        from perdure.recipes.reactions.jax_settings import check, check_asked
+
+        check_asked(options.setting, options.model)
     settings = settings_for(options, overrides)
-    folder = RunFolder(options.out or default_out(settings, options.setting))
+    if backend == JAX:
+        check(settings)
+    folder = RunFolder(options.out or default_out(settings, options.setting, backend))
     display = Terminal()
     if folder.exists and not resume:
         raise RunError(f"{folder.path} holds a run already: add --resume to go on with it, or give another --out")
     if folder.exists:
+        _refuse_other(folder, backend)
         from perdure.training.plan import changed_settings, fixed_settings
 
         theirs = folder.settings()
@@ -44,8 +52,20 @@ def run_reactions(
             show(folder, display)
             return
         settings = settings.model_copy(update={"extensions": theirs.extensions, "erased": theirs.erased})
-    execute(settings, None, folder, display, again, track)
+    if backend == JAX:
+        from perdure.recipes.reactions import jax_backend
+
+        jax_backend.execute(settings, folder, display, again, track)
+    else:
+        execute(settings, None, folder, display, again, track)
     show(folder, display)
+
+
+def _refuse_other(folder: RunFolder, backend: str) -> None:
+    """Refuse to go on with a run of the other backend: neither reads the other's state."""
+    theirs = folder.recorded().get("backend", TORCH)
+    if theirs != backend:
+        raise RunError(f"{folder.path}: this run is of the {theirs} backend; go on with --backend {theirs}")
 
 
 def show(folder: RunFolder, display: Terminal) -> None:

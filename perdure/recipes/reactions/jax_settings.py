@@ -25,8 +25,9 @@ LAYERS = {
     "up_proj": "up", "down_proj": "down",
 }  # fmt: skip
 NO_MODEL = (
-    "--backend jax needs --model FOLDER: a Mistral or a Llama in Hugging Face's layout (config.json and safetensors), "
-    "in Mistral's own (params.json), or as `perdure port SOURCE DEST` writes it, with a tokenizer in the folder"
+    "--backend jax needs --model FOLDER: a Mistral or a Llama in Hugging Face's layout (config.json and "
+    "safetensors), in Mistral's own (params.json), or as `perdure port SOURCE DEST` writes it, with a tokenizer in "
+    "the folder"
 )
 
 

@@ -96,10 +96,11 @@ def settings_for(options: Options, overrides: Sequence[str] = ()) -> RunSettings
     return validate(RunSettings, apply_overrides(values, overrides), "perdure reactions")
 
 
-def default_out(settings: RunSettings, setting: str) -> Path:
+def default_out(settings: RunSettings, setting: str, backend: str = "torch") -> Path:
     """Where a run goes when nothing is said."""
     model = Path(settings.model).name
-    return Path("runs") / f"reactions-{setting}-{settings.tuning}-{model}-seed{settings.seed}"
+    end = "" if backend == "torch" else f"-{backend}"
+    return Path("runs") / f"reactions-{setting}-{settings.tuning}-{model}-seed{settings.seed}{end}"
 
 
 def _model(name: str | None) -> str | None:

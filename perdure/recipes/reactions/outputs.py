@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from perdure.recipes.reactions.foretell import (
     Array,
     Foretold,
     Intervals,
+    Method,
     calibrate,
     foretell,
     method_of,
@@ -34,20 +35,28 @@ if TYPE_CHECKING:
 CALIBRATION, BASELINE = "calibration.json", "baseline.json"
 HELD_OUT, TRAINING = "predictions_held_out.csv", "predictions_training.csv"
 PREDICTIONS = ("key", "task", "true", "predicted", "std", "lower", "upper", "calibration")
+Teller = Callable[[Any, Sequence[Example], Method, int, int], Foretold]
 EPOCHS = ("epoch", "training_loss", "held_out_loss", "held_out_rmse", "held_out_r2")
 
 
-def write_outputs(run: Run) -> None:
-    """Write all of it into a finished run's folder."""
+def write_outputs(run: Run, teller: Teller = foretell) -> None:
+    """Write all of it into a finished run's folder.
+
+    Args:
+        run: at its end.
+        teller: what foretells yields with the run's learner.
+    """
     plan, folder = run.plan, run.folder
     run.display.doing("predictions")
     tasks = plan.stream.evaluations
+    if plan.mode == "isolated":
+        tasks = plan.stages[-1:]  # each task had a model of its own, and this is the last one's
     held = [row for task in tasks for row in task.evaluation]
     trained = [row for task in tasks for row in task.train]
     settings = plan.settings
     method = method_of(settings)
     samples = settings.evaluation.samples
-    made = foretell(run.learner, held, method, samples, settings.seed)
+    made = teller(run.learner, held, method, samples, settings.seed)
     fits = np.array([sets_width(row, settings.seed) for row in held], dtype=bool)
     intervals, found = calibrate(made, _true(held), fits, method)
     if found:
@@ -55,13 +64,13 @@ def write_outputs(run: Run) -> None:
     else:
         (folder.path / CALIBRATION).unlink(missing_ok=True)
     write_predictions(folder.path / HELD_OUT, held, made, intervals, fits)
-    seen = foretell(run.learner, trained, "none", 0, settings.seed)
+    seen = teller(run.learner, trained, "none", 0, settings.seed)
     write_predictions(folder.path / TRAINING, trained, seen, None, None)
     for metric in ("r2", "rmse"):
         if metric in run.scores.matrices:  # not where no row is held out
             run.scores.matrices[metric].to_csv(folder.path / f"{metric}_matrix.csv")
     write_epochs(folder, [task.name for task in plan.stages])
-    baseline = trees(tasks)
+    baseline = trees(plan.stream.evaluations)
     if baseline is not None:
         write_json(folder.path / BASELINE, baseline)
 
@@ -92,21 +101,24 @@ def write_epochs(folder: RunFolder, stages: Sequence[str]) -> None:
     """For each stage a file of its epochs: the mean training loss, and the held-out scores after each."""
     for old in folder.path.glob("epoch_losses_task_*.csv"):
         old.unlink()
-    losses: dict[int, dict[int, list[tuple[int, float]]]] = {}
-    scored: dict[int, dict[int, Mapping[str, Any]]] = {}
+    losses: dict[int, dict[tuple[int, int], list[tuple[int, float]]]] = {}  # by stage, then phase and epoch
+    scored: dict[int, dict[tuple[int, int], Mapping[str, Any]]] = {}
     for event in read_events(folder.metrics):
         if event["event"] == "step":
             epochs = losses.setdefault(event["stage"], {})
-            epochs.setdefault(event["epoch"], []).append((event["tokens"], event["loss"]))
+            place = (event.get("phase", 0), event["epoch"])
+            epochs.setdefault(place, []).append((event["tokens"], event["loss"]))
         elif event["event"] == "epoch":
-            scored.setdefault(event["stage"], {})[event["epoch"]] = event["metrics"]
+            place = (event.get("phase", 0), event["epoch"])
+            scored.setdefault(event["stage"], {})[place] = event["metrics"]
     for stage in range(1, len(stages) + 1):
         lines = []
-        for epoch, steps in sorted(losses.get(stage, {}).items()):
-            found = scored.get(stage, {}).get(epoch, {})
+        own, held = losses.get(stage, {}), scored.get(stage, {})
+        for number, place in enumerate(sorted(own.keys() | held.keys()), start=1):
+            found, steps = held.get(place, {}), own.get(place, [])
             rows = sum(n for n, _ in steps)
-            mean = math.fsum(n * loss for n, loss in steps) / rows
-            lines.append([epoch + 1, _number(mean), *(_number(found.get(m)) for m in ("loss", "rmse", "r2"))])
+            mean = math.fsum(n * loss for n, loss in steps) / rows if rows else math.nan
+            lines.append([number, _number(mean), *(_number(found.get(m)) for m in ("loss", "rmse", "r2"))])
         write_csv(folder.path / f"epoch_losses_task_{stage:02d}.csv", EPOCHS, lines)
 
 

@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from perdure.errors import ConfigError, RunError
 from perdure.evaluation.score import regression_metrics
 from perdure.recipes.reactions.foretell import LEVEL, Intervals, foretell, method_of
-from perdure.recipes.reactions.outputs import CALIBRATION, write_csv
+from perdure.recipes.reactions.outputs import CALIBRATION, Teller, write_csv
 from perdure.recipes.run import notes_of, quieten
 from perdure.storage import there
 from perdure.streams import reactions
 from perdure.streams.reactions.encode import ReactionEncoder
 from perdure.training.display import Terminal
 from perdure.training.folder import RunFolder
+from perdure.training.settings import RunSettings
+
+if TYPE_CHECKING:
+    from perdure.training.run import Run
 
 
 def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
     """Write a table of predictions, in the units of the run's own table, with intervals."""
     import torch
-
-    from perdure.training.plan import make_plan
-    from perdure.training.run import Run
 
     folder = RunFolder(path)
     settings = folder.settings()
@@ -38,10 +39,9 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
     if out.is_dir():
         raise ConfigError(f"-o {out}: is a folder; give a file")
     quieten()
-    plan = make_plan(settings, folder.recipe_folder)
     display = Terminal()
-    run = Run(plan, folder, display)
-    run.load()
+    run, teller = _open(settings, folder, display)
+    plan = run.plan
     scale = 100.0 if plan.data["scale"] == "percent" else 1.0
     own = spec.model_copy(update={"yield_scale": plan.data["scale"]})
     table = reactions.read(own, file, labelled=False)
@@ -57,7 +57,7 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
         display.say("note: the strategy has a part for each task; tasks that the file does not name were inferred")
     with display.counting("hidden states") as tell:
         plan.model.remember([row.x for row in rows], tell)
-    made = foretell(run.learner, rows, method_of(settings), settings.evaluation.samples, settings.seed)
+    made = teller(run.learner, rows, method_of(settings), settings.evaluation.samples, settings.seed)
     intervals = _intervals(folder)
     lower, upper = (np.full(len(rows), math.nan),) * 2 if intervals is None else intervals.bounds(made, level)
     true = {row.key: math.nan if row.value is None else row.value for row in table.rows}
@@ -87,6 +87,23 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
             f"RMSE {found['rmse'] * scale:.3g}, MAE {found['mae'] * scale:.3g}"
         )
     display.say(f"written: {out}")
+
+
+def _open(settings: RunSettings, folder: RunFolder, display: Terminal) -> tuple[Run, Teller]:
+    """The run in its newest state, and what foretells yields with it."""
+    if folder.recorded().get("backend") == "jax":
+        from perdure.recipes.reactions import jax_backend
+
+        run = jax_backend.open_run(settings, folder, display)
+        from perdure.recipes.reactions.jax_learner import foretell as in_jax
+
+        return run, in_jax
+    from perdure.training.plan import make_plan
+    from perdure.training.run import Run
+
+    run = Run(make_plan(settings, folder.recipe_folder), folder, display)
+    run.load()
+    return run, foretell
 
 
 def _intervals(folder: RunFolder) -> Intervals | None:

@@ -35,12 +35,19 @@ def run_sweep(
             cells.append((f"rank{rank}-seed{seed}", replace(options, rank=rank, lora_alpha=4 * rank, seed=seed)))
         full = rate / 10 if full_lr is None else full_lr
         cells.append((f"full-seed{seed}", replace(options, tuning=FULL, lr=full, seed=seed)))
+    from perdure.training.plan import changed_settings, fixed_settings
+
     out = options.out or Path("runs") / "reactions-sweep"
     display = Terminal()
     found = []
     for name, asked in cells:
         settings = settings_for(asked, overrides)
+        assert settings.stream.reactions is not None
+        if not settings.stream.reactions.holdout:
+            raise ConfigError("stream.reactions.holdout: a sweep compares held-out rows; hold some out")
         folder = RunFolder(out / name)
+        if folder.exists:
+            folder.refuse_changed(changed_settings(fixed_settings(folder.settings()), fixed_settings(settings)))
         if not finished(folder):
             display.say(f"{name}:")
             execute(settings, None, folder, display, again)
