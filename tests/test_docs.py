@@ -300,17 +300,17 @@ def tree() -> tuple[set[str], set[str]]:
 
 
 def test_the_file_tree_is_the_tree() -> None:
-    """A folder's line stands for its `__init__.py`; nano's folder for its files."""
+    """A folder's line stands for its `__init__.py`; the folders of nano and of figures for their files."""
     files, folders = tree()
     there = {
         path.relative_to(ROOT).as_posix()
         for room in ("perdure", "benchmarks", "examples")
         for path in (ROOT / room).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and "nano" not in path.parent.parts
+        if path.is_file() and "__pycache__" not in path.parts and not {"nano", "figures"} & set(path.parent.parts)
     }
     assert {path for path in files if "/" in path} == {path for path in there if not path.endswith("__init__.py")}
     assert all((ROOT / path).is_file() for path in files)
-    rooms = {path.rpartition("/")[0] + "/" for path in there} | {"perdure/models/nano/"}
+    rooms = {path.rpartition("/")[0] + "/" for path in there} | {"perdure/models/nano/", "benchmarks/figures/"}
     assert rooms == {folder for folder in folders if not folder.startswith(("tests", "docs"))}
     tests = {path.parent.relative_to(ROOT).as_posix() + "/" for path in (ROOT / "tests").rglob("test_*.py")}
     assert tests == {folder for folder in folders if folder.startswith("tests")}

@@ -296,9 +296,9 @@ def test_paths_are_looked_up_in_the_data_folder_then_beside_the_recipe_then_here
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "either tasks"),
+        ({}, "give one of tasks"),
         ({"tasks": [], "arena": None}, "tasks"),
-        ({"arena": {}, "tasks": [{"name": "t", "train": "x"}]}, "either tasks"),
+        ({"arena": {}, "tasks": [{"name": "t", "train": "x"}]}, "give one of tasks"),
         ({"tasks": [{"name": "t", "train": "x"}] * 2}, "names must differ"),
         ({"tasks": [{"name": "t", "train": "x", "trainrows": 3}]}, "trainrows"),
         ({"tasks": [{"name": "t", "train": "x", "prepare": "hotpo"}]}, "Did you mean 'hotpot'"),
