@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ from perdure.streams.stream import Stream
 from perdure.training.learner import Learner
 from perdure.training.settings import RunSettings
 from perdure.types import Example, Segment, Task
-
-Tell = Callable[[int, int], None]
 
 
 def make_regressor(settings: RunSettings) -> tuple[LanguageModel, Regressor]:
