@@ -254,6 +254,7 @@ def short_of(lesson: Lesson) -> Result:
         "steps": lesson.steps,
         "seconds": lesson.seconds,
         "earlier": [lesson.earlier.rows, lesson.earlier.broken],
+        "wordings": [lesson.wordings.rows, lesson.wordings.broken, lesson.wordings.mended, lesson.wordings.p],
         "probe": lesson.probe.share,
         "since_start": lesson.since_start.share,
         "why": [next(short for begin, short in REASONS.items() if why.startswith(begin)) for why in lesson.why],

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from perdure.errors import ConfigError
+
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default=False)]
 Seed = Annotated[
     int | None, typer.Option("--seed", help="Seed of everything that is drawn.", min=0, max=(1 << 63) - 1)
@@ -24,6 +26,18 @@ Track = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder in which data files are looked up first.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+
+
+def refuse_before(context: typer.Context) -> None:
+    """Refuse options that stand before a subcommand, which has its own."""
+    given = [
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if (source := context.get_parameter_source(parameter.name or "")) and source.name == "COMMANDLINE"
+    ]
+    if given:
+        sub = context.invoked_subcommand
+        raise ConfigError(f"{', '.join(given)}: stands before {sub}, which would not see it; put it behind {sub}")
 
 
 def again() -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from perdure.cli_options import Out, Resume, RunArgument, Seed, Set, Track, again
+from perdure.cli_options import Out, Resume, RunArgument, Seed, Set, Track, again, refuse_before
 
 reactions_app = typer.Typer(
     help="Learn the yields of reactions, one pair of reactants after another.", add_completion=False
@@ -102,6 +102,7 @@ def reactions(
 ) -> None:
     """Train a regression head on a language model, one pair of reactants after another."""
     if context.invoked_subcommand is not None:
+        refuse_before(context)
         return
     from perdure.recipes.reactions.command import run_reactions
     from perdure.recipes.reactions.options import Options

@@ -266,6 +266,28 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     assert finished.code == 0
     assert "nothing to do" in finished.out
     assert len(taken) == 18
+    for name in ("predictions_training.csv", "r2_matrix.csv", "report.html"):
+        (run / name).unlink(missing_ok=True)
+    _, finished = started("--resume", out=run)
+    assert (finished.code, finished.err) == (0, ""), finished.err
+    assert "writing its tables" in finished.out
+    assert len(taken) == 18
+    for name in ("predictions_training.csv", "r2_matrix.csv"):
+        assert (run / name).read_bytes() == (replayed / name).read_bytes(), name
+
+
+def test_a_finished_run_of_a_table_that_has_changed_is_refused(
+    started: Callable[..., Any], place: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "table.csv"
+    shutil.copy(place / "table.csv", data)
+    run, done = started("--setting", "sequential", "--epochs", "1", data=data)
+    assert done.code == 0, done.err
+    rows = table(data)
+    write_table(data, [{**rows[0], "yield": float(rows[0]["yield"]) + 1}, *rows[1:]])
+    _, again = started("--setting", "sequential", "--epochs", "1", "--resume", out=run, data=data)
+    assert again.code == 2, again.out
+    assert "rows" in again.err
 
 
 def test_a_run_in_the_order_of_similarity_goes_on(started: Callable[..., Any]) -> None:
@@ -405,6 +427,19 @@ def test_extend_adds_a_task_and_keeps_what_was(extended: Path, replayed: Path) -
     assert results(extended)["metrics"]["r2"]["pooled_by_stage"][:3] == pytest.approx(before)
 
 
+def test_a_memory_of_all_keeps_the_rows_of_later_tasks_too(
+    started: Callable[..., Any], perdure: Callable[..., Any], place: Path
+) -> None:
+    """A fourth and a fifth task of 20 rows come to three of 20: the memory is as large as what was learnt."""
+    run, done = started("--memory", "all", "--epochs", "1")
+    assert done.code == 0, done.err
+    with unpaged():
+        for name in ("ether", "ester"):
+            extended = perdure("extend", run, "--task", place / "more.csv", "--name", name)
+            assert extended.code == 0, extended.err
+    assert results(run)["memory"] == 5 * 20
+
+
 def test_extend_refuses_what_cannot_be(
     perdure: Callable[..., Any], extended: Path, place: Path, tmp_path: Path
 ) -> None:
@@ -438,7 +473,7 @@ def test_predict(perdure: Callable[..., Any], replayed: Path, tmp_path: Path, la
     assert (done.code, done.err) == (0, ""), done.err
     rows = table(tmp_path / "p.csv")
     columns = ["key", "task", "reaction_smiles", "predicted", "lower", "upper", "std"]
-    assert list(rows[0]) == columns + (["true"] if labelled else [])
+    assert list(rows[0]) == columns + (["true", "in_run"] if labelled else ["in_run"])
     written = {
         row["key"]: row for name in ("held_out", "training") for row in table(replayed / f"predictions_{name}.csv")
     }
@@ -454,10 +489,16 @@ def test_predict(perdure: Callable[..., Any], replayed: Path, tmp_path: Path, la
         if labelled:
             assert float(row["true"]) == pytest.approx(100 * float(own["true"]), rel=1e-4)
     assert "6 predictions in percent, intervals of 90%" in " ".join(done.out.split())
+    trained = {row["key"] for row in table(replayed / "predictions_training.csv")}
+    assert [row["in_run"] for row in rows] == ["training" if row["key"] in trained else "held out" for row in rows]
+    new = [row for row in rows if row["in_run"] == "held out"]
+    assert 1 < len(new) < len(rows), "both sorts are needed"
+    said = " ".join(done.out.split())
+    assert f"trained on {len(rows) - len(new)} of these reactions" in said
     if labelled:
-        found = of(rows)
-        said = " ".join(done.out.split())
-        assert f"against the 6 yields in the file: R² {found['r2']:.3f}, RMSE {found['rmse']:.3g}" in said
+        found = of(new)
+        assert f"against {len(new)} yields in the file that it was not trained on: R² {found['r2']:.3f}" in said
+        assert f"RMSE {found['rmse']:.3g}" in said
     else:
         assert "against" not in done.out
 
@@ -487,6 +528,7 @@ def test_predict_refuses_what_cannot_be(
     assert "is no run of reactions" in said(finished_run, file)
     assert "no such file" in said(replayed, tmp_path / "gone.csv")
     assert "is a folder" in said(replayed, file, "-o", tmp_path)
+    assert "is the table itself" in said(replayed, file, "-o", file)
     odd = write_table(tmp_path / "odd.csv", [{"a": "C>>N", "b": 4}])
     assert "The file has: a, b" in said(replayed, odd)
     long = write_table(tmp_path / "long.csv", [{"reaction_smiles": "C" * 300 + ">>N"}])
@@ -558,6 +600,11 @@ def test_sweep(perdure: Callable[..., Any], place: Path, tmp_path: Path) -> None
     again = perdure(*given)
     assert again.code == 0
     assert "rank1-seed7193:" not in again.out
+    before = perdure("reactions", "--epochs", "2", "--data", place / "table.csv", "sweep", "--rank", "1")
+    assert before.code == 2
+    said = " ".join(before.err.split())
+    assert "--data, --epochs" in said
+    assert "put it behind sweep" in said
     for option, value in (("--rank", "4,x"), ("--seeds", "-1"), ("--rank", "0")):
         refused = perdure("reactions", "sweep", option, value, "--data", place / "table.csv")
         assert refused.code == 2

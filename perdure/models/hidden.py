@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,7 @@ from perdure.models.objectives import PAD
 from perdure.storage import replaced_file
 
 FORMAT = 1
+PART_SECONDS = 60.0  # of work that an interruption may lose
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -97,17 +99,31 @@ class HiddenStates:
         self, missing: Sequence[tuple[bytes, Tensor]], forward: Forward, tell: Callable[[int, int], None]
     ) -> None:
         tell(0, len(missing))
-        # Row by row: what a row's states are to the last bit must not depend on which others were missing too.
-        for done, (name, row) in enumerate(missing, start=1):
-            self._rows[name] = forward(row[None])[0].to("cpu", torch.float16)
-            if not self._rows[name].isfinite().all():
-                raise ModelError("the backbone's hidden states are too large for float16; use --tuning lora")
-            tell(done, len(missing))
-        names = [name for name, _ in missing]
+        part: list[tuple[bytes, Tensor]] = []
+        began = time.monotonic()
+        try:
+            # Row by row: what a row's states are to the last bit must not depend on which others were missing too.
+            for done, (name, row) in enumerate(missing, start=1):
+                states = forward(row[None])[0].to("cpu", torch.float16)
+                if not states.isfinite().all():
+                    raise ModelError("the backbone's hidden states are too large for float16; use --tuning lora")
+                self._rows[name] = states
+                part.append((name, row))
+                if time.monotonic() - began > PART_SECONDS:
+                    self._write(part)
+                    part, began = [], time.monotonic()
+                tell(done, len(missing))
+        finally:
+            if part:
+                self._write(part)
+
+    def _write(self, part: Sequence[tuple[bytes, Tensor]]) -> None:
+        """Write a file of these rows; where it cannot be, say so in `unwritten`."""
+        names = [name for name, _ in part]
         with torch.autocast("cpu", enabled=False):  # under which float16 is not put together
             tensors = {
-                "ids": torch.cat([row for _, row in missing]).to(torch.int32),
-                "lengths": torch.tensor([len(row) for _, row in missing], dtype=torch.int32),
+                "ids": torch.cat([row for _, row in part]).to(torch.int32),
+                "lengths": torch.tensor([len(row) for _, row in part], dtype=torch.int32),
                 "hidden": torch.cat([self._rows[name] for name in names]),
             }
         file = self.folder / f"{sha256(b''.join(names)).hexdigest()[:24]}.safetensors"

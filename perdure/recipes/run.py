@@ -72,7 +72,7 @@ def run_recipe(
         if not folder.exists:
             display.say(f"{folder.path}: no run here yet; starting")
         elif finished(folder):
-            _check_data(theirs.model_copy(update={"data": settings.data}), base, folder, display)
+            check_data(theirs.model_copy(update={"data": settings.data}), base, folder, display)
             display.say(f"{folder.path}: this run is finished; nothing to do")
             track_finished(folder, track, display)
             print_results([folder.path], display)
@@ -153,7 +153,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate)(\..*)?")
 
 
-def _check_data(settings: RunSettings, base: Path | None, folder: RunFolder, display: Display) -> None:
+def check_data(settings: RunSettings, base: Path | None, folder: RunFolder, display: Display) -> None:
     """Refuse a finished run whose rows or model are others by now; warn where they are gone."""
     from perdure.training.plan import make_plan
 

@@ -33,6 +33,7 @@ STREAM_MODES = {
     "isolated": "each task alone from the same start",
 }
 PROBE = "general probe"
+EVERYTHING = 1 << 53  # rows that a memory of "100%" has room for
 LIBRARIES = ("perdure", "torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "numpy")
 
 
@@ -115,8 +116,14 @@ class Plan:
 
 
 def hash_rows(rows: Sequence[Example]) -> str:
-    """Hex SHA-256 of the tasks and keys of rows, in order."""
-    return sha256(json.dumps([[row.task, row.key] for row in rows]).encode()).hexdigest()
+    """Hex SHA-256 of rows, in order: their tasks and keys, and what they say, which an id does not."""
+    return sha256(json.dumps([[row.task, row.key, *_content(row)] for row in rows]).encode()).hexdigest()
+
+
+def _content(row: Example) -> list[Any]:
+    """The text of a row, with what of it is learnt, and its yield, class or values."""
+    number = row.y.tolist() if row.y is not None and not (row.segments and row.y.dim()) else None
+    return [[(segment.text, segment.learn) for segment in row.segments], number]
 
 
 def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -325,7 +332,10 @@ def notes_on_strategy(settings: RunSettings) -> list[str]:
 
 
 def with_capacity(settings: Mapping[str, Mapping[str, Any]], rows: int) -> dict[str, dict[str, Any]]:
-    """Strategy settings in which a capacity given as a share ("5%") is the number of rows it comes to."""
+    """Strategy settings in which a capacity given as a share ("5%") is the number of rows it comes to.
+
+    "100%" is no number: it keeps those of tasks that are added later too.
+    """
     resolved = {name: dict(values) for name, values in settings.items()}
     for name, values in resolved.items():
         share = values.get("capacity")
@@ -337,7 +347,7 @@ def with_capacity(settings: Mapping[str, Mapping[str, Any]], rows: int) -> dict[
                 part = Fraction(-1)
             if not 0 < part <= 1:
                 raise ConfigError(f'{name}.capacity: a share must be above 0% and at most 100%, got "{share}"')
-            values["capacity"] = max(1, int(part * rows))
+            values["capacity"] = EVERYTHING if part == 1 else max(1, int(part * rows))
     return resolved
 
 

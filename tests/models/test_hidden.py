@@ -130,6 +130,44 @@ def test_another_process_reads_and_works_nothing_out(counted: Counted, backbone:
     assert HiddenStates(BASE).fill([torch.tensor([1, 2, 3]), rows[0]], counted) == 0
 
 
+def test_what_was_worked_out_before_a_stop_is_kept(
+    counted: Counted, rows: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill loses what came after the last part; Ctrl-C and errors lose nothing."""
+    monkeypatch.setattr(hidden, "PART_SECONDS", 0.0)  # a file a row
+
+    class Killed(BaseException):
+        pass
+
+    def forward(x: Tensor) -> Tensor:
+        if counted.rows == 30:
+            raise Killed
+        return counted(x)
+
+    with pytest.raises(Killed):
+        HiddenStates(BASE).fill(rows, forward)
+    assert len(list(cache_folder().rglob("*.safetensors"))) == 30
+    monkeypatch.setattr(hidden, "PART_SECONDS", 60.0)
+    again, new = HiddenStates(BASE), [torch.tensor([1, 2, 3, 4, 5]), torch.tensor([2, 3, 4, 5, 6])]
+    assert again.fill(rows, counted) == 40
+    with pytest.raises(KeyboardInterrupt):
+        again.fill([*rows, *new], _stopping(counted))
+    assert HiddenStates(BASE).fill([*rows, *new], counted) == 1
+
+
+def _stopping(counted: Counted) -> Any:
+    """Ctrl-C in the second pass."""
+    calls: list[int] = []
+
+    def forward(x: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return counted(x)
+
+    return forward
+
+
 def test_another_backbones_states_are_never_taken(counted: Counted, rows: list[Tensor]) -> None:
     HiddenStates(BASE).fill(rows[:3], counted)
     for other in ({**BASE, "config.json": "b3"}, {"model.safetensors": "a1"}, {}):

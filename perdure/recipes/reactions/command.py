@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from perdure.errors import ConfigError, RunError, unknown_name
 from perdure.recipes.reactions.options import Options, default_out, settings_for
-from perdure.recipes.reactions.outputs import print_summary
-from perdure.recipes.run import execute, finished, pinned
-from perdure.recipes.show import print_results
+from perdure.recipes.reactions.outputs import print_summary, write_outputs, written
+from perdure.recipes.reactions.predict import opened
+from perdure.recipes.run import check_data, execute, finished, pinned
+from perdure.recipes.show import print_results, write_pages
 from perdure.recipes.track import track_finished
 from perdure.training.display import Terminal
 from perdure.training.folder import RunFolder
@@ -47,7 +48,14 @@ def run_reactions(
         settings = pinned(settings, theirs)
         folder.refuse_changed(changed_settings(fixed_settings(theirs), fixed_settings(settings)))
         if finished(folder):
-            display.say(f"{folder.path}: this run is finished; nothing to do")
+            if backend == TORCH:
+                check_data(theirs, None, folder, display)
+            if written(folder):
+                display.say(f"{folder.path}: this run is finished; nothing to do")
+            else:
+                display.say(f"{folder.path}: this run is finished; writing its tables")
+                write_outputs(*opened(theirs, folder, display))
+                write_pages([folder.path])
             track_finished(folder, track, display)
             show(folder, display)
             return

@@ -129,11 +129,15 @@ class Intervals:
             factors[level] = float(scores[rank - 1]) if 0 < rank <= n else math.inf
         return cls(factors)
 
-    def bounds(self, foretold: Foretold, level: float = LEVEL) -> tuple[Array, Array]:
-        """Lower and upper ends, within 0 and 1."""
+    def check(self, level: float) -> None:
+        """Refuse a level that there is no factor for, with a ConfigError."""
         if level not in self.factors:
             known = ", ".join(f"{one:g}" for one in self.factors)
             raise ConfigError(f"level {level:g}: there are factors for {known}")
+
+    def bounds(self, foretold: Foretold, level: float = LEVEL) -> tuple[Array, Array]:
+        """Lower and upper ends, within 0 and 1."""
+        self.check(level)
         width = self.factors[level] * (foretold.std + FLOOR)
         return np.clip(foretold.mean - width, 0, 1), np.clip(foretold.mean + width, 0, 1)
 

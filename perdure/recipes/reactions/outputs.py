@@ -64,8 +64,6 @@ def write_outputs(run: Run, teller: Teller = foretell) -> None:
     else:
         (folder.path / CALIBRATION).unlink(missing_ok=True)
     write_predictions(folder.path / HELD_OUT, held, made, intervals, fits)
-    seen = teller(run.learner, trained, "none", 0, settings.seed)
-    write_predictions(folder.path / TRAINING, trained, seen, None, None)
     for metric in ("r2", "rmse"):
         if metric in run.scores.matrices:  # not where no row is held out
             run.scores.matrices[metric].to_csv(folder.path / f"{metric}_matrix.csv")
@@ -73,6 +71,13 @@ def write_outputs(run: Run, teller: Teller = foretell) -> None:
     baseline = trees(plan.stream.evaluations)
     if baseline is not None:
         write_json(folder.path / BASELINE, baseline)
+    seen = teller(run.learner, trained, "none", 0, settings.seed)
+    write_predictions(folder.path / TRAINING, trained, seen, None, None)  # the last, by which `written` goes
+
+
+def written(folder: RunFolder) -> bool:
+    """Whether a finished run has its tables; one that was stopped between its end and them has not."""
+    return (folder.path / TRAINING).is_file()
 
 
 def write_predictions(

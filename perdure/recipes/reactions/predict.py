@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,17 +16,26 @@ from perdure.recipes.reactions.outputs import CALIBRATION, Teller, write_csv
 from perdure.recipes.run import notes_of, quieten
 from perdure.storage import there
 from perdure.streams import reactions
+from perdure.streams.reactions.chem import normal
 from perdure.streams.reactions.encode import ReactionEncoder
 from perdure.training.display import Terminal
 from perdure.training.folder import RunFolder
 from perdure.training.settings import RunSettings
 
 if TYPE_CHECKING:
+    from perdure.streams.stream import Stream
     from perdure.training.run import Run
+
+COLUMNS = ("key", "task", "reaction_smiles", "predicted", "lower", "upper", "std")
+IN_RUN = "in_run"  # the last column
+TRAINED, HELD_OUT = "training", "held out"  # what it holds
 
 
 def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
-    """Write a table of predictions, in the units of the run's own table, with intervals."""
+    """Write a table of predictions, in the units of the run's own table, with intervals.
+
+    The column `in_run` tells the reactions that the run has met: those it was trained on, and those held out.
+    """
     import torch
 
     folder = RunFolder(path)
@@ -38,12 +47,19 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
         raise ConfigError(f"{file}: no such file; give a table of reactions")
     if out.is_dir():
         raise ConfigError(f"-o {out}: is a folder; give a file")
+    if out.resolve() == file.resolve():
+        raise ConfigError(f"-o {out}: is the table itself; give another file")
+    intervals = _intervals(folder)
+    if intervals is not None:
+        intervals.check(level)
     quieten()
     display = Terminal()
-    run, teller = _open(settings, folder, display)
+    run, teller = opened(settings, folder, display)
     plan = run.plan
     scale = 100.0 if plan.data["scale"] == "percent" else 1.0
-    own = spec.model_copy(update={"yield_scale": plan.data["scale"]})
+    # What is foretold needs no conditions, which are the baseline's; and text has no sheets.
+    sheet = spec.sheet if file.suffix.lower() == ".xlsx" else None
+    own = spec.model_copy(update={"yield_scale": plan.data["scale"], "sheet": sheet, "condition_columns": None})
     table = reactions.read(own, file, labelled=False)
     limit = min(settings.max_length or plan.language.max_length, plan.language.max_length)
     encoded, long = ReactionEncoder(plan.language.tokenizer, limit).encode(table.rows)
@@ -58,38 +74,47 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
     with display.counting("hidden states") as tell:
         plan.model.remember([row.x for row in rows], tell)
     made = teller(run.learner, rows, method_of(settings), settings.evaluation.samples, settings.seed)
-    intervals = _intervals(folder)
     lower, upper = (np.full(len(rows), math.nan),) * 2 if intervals is None else intervals.bounds(made, level)
     true = {row.key: math.nan if row.value is None else row.value for row in table.rows}
-    labelled = [i for i, row in enumerate(encoded) if true[row.key] == true[row.key]]
-    lines: list[list[Any]] = []
-    for i, row in enumerate(encoded):
-        values = [made.mean[i], lower[i], upper[i], made.std[i]] + ([true[row.key]] if labelled else [])
-        lines.append([row.key, row.task, row.segments[0].text, *(_text(value * scale) for value in values)])
-    header = ["key", "task", "reaction_smiles", "predicted", "lower", "upper", "std"]
-    header += ["true"] if labelled else []
-    write_csv(out, header, lines)
-    for note in notes_of(run):
+    values = np.array([true[row.key] for row in rows])
+    whether = met(plan.stream)
+    places = [whether.get(normal(row.segments[0].text), "") for row in rows]
+    columns = [made.mean, lower, upper, made.std, *([values] if np.isfinite(values).any() else [])]
+    write_csv(
+        out,
+        [*COLUMNS, *(["true"] if len(columns) > 4 else []), IN_RUN],
+        (
+            [row.key, row.task, row.segments[0].text, *(_text(column[i] * scale) for column in columns), places[i]]
+            for i, row in enumerate(rows)
+        ),
+    )
+    for note in (*notes_of(run), *(f"note: {note}" for note in table.facts["notes"])):
         display.say(note)
-    for note in table.facts["notes"]:
-        display.say(f"note: {note}")
     if long:
         keys = ", ".join(long[:5])
         display.say(f"note: {len(long)} rows are longer than {limit} tokens and were left out: {keys}")
     unit = "percent" if scale == 100 else "fractions"
     width = f"intervals of {level:.0%}" if intervals is not None else "no intervals: too few rows were held out"
-    display.say(f"{len(lines)} predictions in {unit}, {width}")
-    if labelled:
-        given = torch.tensor([true[encoded[i].key] for i in labelled], dtype=torch.float64)
-        found = regression_metrics(torch.tensor(made.mean[labelled]), given)
+    display.say(f"{len(rows)} predictions in {unit}, {width}")
+    if trained := places.count(TRAINED):
+        display.say(f"note: the run was trained on {trained} of these reactions; the column {IN_RUN} tells them")
+    new = np.array([place != TRAINED for place in places]) & np.isfinite(values)
+    if new.any():
+        found = regression_metrics(torch.tensor(made.mean[new]), torch.tensor(values[new]))
         display.say(
-            f"against the {len(labelled)} yields in the file: R² {found['r2']:.3f}, "
+            f"against {new.sum()} yields in the file that it was not trained on: R² {found['r2']:.3f}, "
             f"RMSE {found['rmse'] * scale:.3g}, MAE {found['mae'] * scale:.3g}"
         )
     display.say(f"written: {out}")
 
 
-def _open(settings: RunSettings, folder: RunFolder, display: Terminal) -> tuple[Run, Teller]:
+def met(stream: Stream) -> dict[str, str]:
+    """The reactions of a run's own tasks, compounds in order, and whether it was trained on each."""
+    held = {normal(row.segments[0].text): HELD_OUT for task in stream for row in task.evaluation}
+    return held | {normal(row.segments[0].text): TRAINED for task in stream for row in task.train}
+
+
+def opened(settings: RunSettings, folder: RunFolder, display: Terminal) -> tuple[Run, Teller]:
     """The run in its newest state, and what foretells yields with it."""
     if folder.recorded().get("backend") == "jax":
         from perdure.recipes.reactions import jax_backend
