@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import random
 import shutil
 import signal
@@ -25,6 +26,7 @@ from rich.progress import track
 
 from perdure.cli import app
 from perdure.config import read_yaml, validate
+from perdure.models.load import NANO
 from perdure.tracking import read_events
 from perdure.training.folder import FINAL, RunFolder
 from perdure.training.plan import make_plan
@@ -32,13 +34,14 @@ from perdure.training.run import Run
 from perdure.training.settings import RunSettings
 
 STRATEGIES = (
-    "arena", "naive", "replay", "derpp", "ewc", "si", "mas", "lwf", "gem", "agem", "freeze-bottom", "packnet",
-    "pnn",
-    "olora", "osf", "slao", "magmax", "ties", "ema", "prompt-pool", "replay+ewc", "lwf+agem", "si+ema",
+    "arena", "jax", "naive", "replay", "derpp", "ewc", "si", "mas", "lwf", "gem", "agem", "freeze-bottom",
+    "packnet", "pnn", "olora", "osf", "slao", "magmax", "ties", "ema", "prompt-pool", "replay+ewc", "lwf+agem",
+    "si+ema",
 )  # fmt: skip
 TUNINGS = ("full", "lora", "soft-prompt")
 # What a strategy refuses.
-ONLY = {"arena": ("lora", "multi-lora", "reptile"), "olora": ("lora",), "slao": ("lora",), "osf": ("full",),
+ONLY = {"arena": ("lora", "multi-lora", "reptile"), "jax": ("head", "lora", "full"),
+        "olora": ("lora",), "slao": ("lora",), "osf": ("full",),
         "prompt-pool": ("full",),
         "pnn": ("lora", "soft-prompt"), "packnet": ("full", "lora"), "freeze-bottom": ("full", "lora")}  # fmt: skip
 ROWS = [(strategy, tuning) for strategy in STRATEGIES for tuning in ONLY.get(strategy, TUNINGS)]
@@ -76,6 +79,13 @@ ARENA = [
     "--set", "pool=20", "--set", "probe=false", "--set", "online.checkpoint_every=2", "--set", "lora.dropout=0.1",
 ]  # fmt: skip
 ARENA_ONLY = {"lora": ["--replay", "reservoir", "--memory", "6", "--window", "2", "--learn-on", "errors"]}
+# Yields of reactions, by a small random Mistral in JAX; with all weights under EWC.
+JAX = [
+    "reactions", "--backend", "jax", "--epochs", "2", "--batch-size", "4", "--holdout", "0.5", "--lr", "0.005",
+    "--heads", "2", "--task-columns", "halide", "--set", "head.hidden=12", "--set", "evaluation.samples=3",
+    "--set", "checkpoint_every=1",
+]  # fmt: skip
+JAX_EWC = ["--setting", "ewc", "--set", "continual_strategy.ewc.strength=3"]
 TIMES = ("tokens_per_second", "seconds")  # differ from run to run
 PACKAGE = str(Path(sys.modules["perdure"].__file__ or "").parent)
 
@@ -98,9 +108,16 @@ def digest(path: Path) -> str:
 
 
 def write_recipe(path: Path, strategy: str, tuning: str, **changes: Any) -> Path:
-    """A recipe's file for one row of the table; of an arena run, a file with its command line."""
+    """A recipe's file for one row of the table; for the arena and for JAX, a file with the command line."""
     if strategy == "arena":
         path.write_text(yaml.safe_dump([*ARENA, "--method", tuning, *ARENA_ONLY.get(tuning, [])]))
+        return path
+    if strategy == "jax":
+        data, model = write_reactions(path.parent / "reactions")
+        setting = JAX_EWC if tuning == "full" else ["--setting", "replay"]
+        path.write_text(
+            yaml.safe_dump([*JAX, *setting, "--tuning", tuning, "--data", str(data), "--model", str(model)])
+        )
         return path
     settings = {**RECIPE["continual_strategy"]}
     if (strategy, tuning) == ("ewc", "lora"):
@@ -108,6 +125,31 @@ def write_recipe(path: Path, strategy: str, tuning: str, **changes: Any) -> Path
     recipe = {**RECIPE, "strategy": strategy, "tuning": tuning, "continual_strategy": settings, **changes}
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def write_reactions(path: Path) -> tuple[Path, Path]:
+    """A table of three tasks of reactions, and a random Mistral with nano's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    table, model = path / "table.csv", path / "model"
+    if not table.is_file():
+        tokenizer = AutoTokenizer.from_pretrained(NANO)
+        tokenizer.save_pretrained(model)
+        torch.manual_seed(0)
+        config = MistralConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=8, sliding_window=7, max_position_embeddings=128,
+        )  # fmt: skip
+        MistralForCausalLM(config).save_pretrained(model)
+        lines = [
+            f"{halide},{halide}{'C' * chain}.B{'O' * acid}>>C{'C' * chain}{'O' * acid},{7 * chain + 5 * acid}"
+            for halide in ("Cl", "Br", "I")
+            for chain in range(1, 5)
+            for acid in range(1, 5)
+        ]
+        table.write_text("\n".join(["halide,reaction_smiles,yield", *lines, ""]))
+    return table, model
 
 
 def run(recipe: Path, out: Path) -> None:
@@ -122,7 +164,7 @@ def run(recipe: Path, out: Path) -> None:
 
 
 def arguments(recipe: Path) -> list[str]:
-    """The command line of an arena run; none for other recipes."""
+    """The command line of a run that has no recipe: the arena's, JAX's; none for others."""
     values = yaml.safe_load(recipe.read_text())
     return values if isinstance(values, list) else []
 
@@ -230,6 +272,13 @@ def main() -> None:
         parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(STRATEGIES)}")
     rows = [row for row in ROWS if row[0] in names]
     with tempfile.TemporaryDirectory() as folder:
+        # What one run of JAX compiled, the next takes from the disk.
+        os.environ |= {
+            "PERDURE_CACHE": f"{folder}/cache",
+            "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
         console = Console(soft_wrap=True)
         sys.exit(bool(torture(given.kills, given.processes, given.seed, Path(folder), console, rows)))
 

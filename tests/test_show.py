@@ -183,7 +183,7 @@ def test_results_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_page_that_cannot_be_written_says_how_to_build_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path) -> None:
+    def full(path: Path, drawn: object) -> None:
         raise StorageError(f"could not write {path}/plots/a.png: No space left on device")
 
     monkeypatch.setattr("perdure.report.write_plots", full)

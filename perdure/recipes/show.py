@@ -221,12 +221,14 @@ def _pages(paths: Sequence[Path], page: Path) -> list[str]:
 def write_pages(paths: Sequence[Path], out: Path | None = None) -> Path:
     """Plots of each run, its page, and the joint page where there are several."""
     from perdure.report import write_plots, write_report
+    from perdure.report.page import Drawn
 
     out = out or paths[0] / "report.html"
     try:
+        drawn = {path: Drawn() for path in paths}
         for path in paths:
-            write_plots(path)
-        return write_report(paths, out)
+            write_plots(path, drawn[path])
+        return write_report(paths, out, drawn[paths[0]])
     except StorageError as error:
         again = shlex.join(["perdure", "report", *map(str, paths), "--out", str(out)])
         raise StorageError(

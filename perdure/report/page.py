@@ -9,7 +9,8 @@ import os
 import re
 import shlex
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,17 @@ ALL = 2  # see _depth
 Table = dict[str, Any]
 
 
-def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
+class Drawn(dict[str, bytes]):
+    """The figures of one run by the names of their files, each drawn when it is first asked for."""
+
+    def once(self, name: str, draw: Callable[[], bytes]) -> bytes:
+        """The figure of that name."""
+        if name not in self:
+            self[name] = draw()
+        return self[name]
+
+
+def write_report(runs: Sequence[Path | str], out: Path | str, drawn: Drawn | None = None) -> Path:
     """Write one page about one run or several side by side.
 
     Several runs also get `comparison.png` beside the page, for a README.
@@ -32,6 +43,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     Args:
         runs: run folders, finished or not.
         out: the page's path; in a folder that exists it is called report.html.
+        drawn: figures of the one run that there is, which are drawn already.
 
     Returns:
         The page's path.
@@ -43,23 +55,28 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     out = Path(out)
     out = out / PAGE if out.is_dir() else out
     read = read_runs(runs)
-    context = _context(read)
+    context = _context(read, Drawn() if drawn is None or len(read) > 1 else drawn)
     if "comparison" in context:
         write_file(out.with_name(COMPARISON), context.pop("comparison"))
     write_file(out, render(context).encode("utf-8", "replace"))
     return out
 
 
-def write_plots(run: Path | str) -> list[Path]:
-    """Write the figures of one run into its folder `plots`; returns their paths. Older figures are removed."""
+def write_plots(run: Path | str, drawn: Drawn | None = None) -> list[Path]:
+    """Write the figures of one run into its folder `plots`; returns their paths. Older figures are removed.
+
+    Args:
+        run: its folder.
+        drawn: is filled with the figures, for the page.
+    """
     from perdure.report import drift, matrices, plots, reactions, usage
 
     read, folder = read_run(run), Path(run) / "plots"
-    figures: dict[str, bytes] = {}
+    figures = Drawn() if drawn is None else drawn
     for metric in told_metrics(read):
         scores, views = read.scores[metric], apart_where_they_differ([read], metric)
         if not all(view.scores[metric].blank() for view in views):
-            name = re.sub(r"[^\w.-]", "_", metric)
+            name = _file_name(metric)
             if (depth := _depth(metric, read.scores)) > 0:
                 figures[f"matrix_{name}.png"] = matrices.heat_map(views, metric)
             if depth < ALL:
@@ -81,7 +98,13 @@ def write_plots(run: Path | str) -> list[Path]:
         for path in folder.glob(f"{kind}.png"):
             if path.name not in figures:
                 path.unlink(missing_ok=True)
-    return [*(folder / name for name in figures), *reactions.draw_reactions(Path(run))]
+    names, predicted = list(figures), reactions.prediction_figures(Path(run))
+    figures.update(predicted)
+    return [*(folder / name for name in names), *reactions.draw_reactions(Path(run), predicted)]
+
+
+def _file_name(metric: str) -> str:
+    return re.sub(r"[^\w.-]", "_", metric)
 
 
 def render(context: Mapping[str, Any]) -> str:
@@ -95,7 +118,7 @@ def render(context: Mapping[str, Any]) -> str:
     return environment.from_string(template).render(context)
 
 
-def _context(runs: Sequence[Run]) -> dict[str, Any]:
+def _context(runs: Sequence[Run], drawn: Drawn) -> dict[str, Any]:
     from perdure.report import drift, plots, usage
 
     context: dict[str, Any] = {
@@ -105,7 +128,7 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
         "runs": _facts(runs),
         "metrics": [],
         "on_training_rows": [],
-        "predictions": _predictions(runs),
+        "predictions": _predictions(runs, drawn),
         "training": None,
         "told": [run.name for run in runs if run.told],
         "drift": None,
@@ -121,18 +144,25 @@ def _context(runs: Sequence[Run]) -> dict[str, Any]:
         some = [run for run in runs if metric in run.scores and run.scores[metric].tasks]
         if some:
             section = "on_training_rows" if on_training_rows(metric) else "metrics"
-            context[section].append(_metric(some, metric, context))
+            context[section].append(_metric(some, metric, context, drawn))
     trained = [run for run in runs if run.steps]
     if trained:
-        context["training"] = _figure(plots.training_loss(trained), "Training loss", "loss", trained)
+        loss = drawn.once("training_loss.png", lambda: plots.training_loss(trained))
+        context["training"] = _figure(loss, "Training loss", "loss", trained)
     moved = [run for run in runs if any(run.drift)]
     if moved:
-        figure = _figure(drift.drift(moved), "Parameter drift after each stage", "weights", moved)
+        content = drawn.once("drift.png", lambda: drift.drift(moved))
+        figure = _figure(content, "Parameter drift after each stage", "weights", moved)
         context["drift"] = {"figure": figure, "table": _drift(moved), "runs": len(moved)}
     context["usage"] = [
-        _figure(usage.usage_figure(used), "Share of each layer's weights by task", "weights", [run])
+        _figure(
+            drawn.once(f"usage{i or ''}.png", partial(usage.usage_figure, used)),
+            "Share of each layer's weights by task",
+            "weights",
+            [run],
+        )
         | {"caption": run.name if len(runs) > 1 else ""}
-        for run in runs
+        for i, run in enumerate(runs)
         if (used := run.used())
     ]
     return context
@@ -148,25 +178,29 @@ def _depth(metric: str, measured: Iterable[str]) -> int:
     return ALL - on_training_rows(metric) - (own in ("mae", "loss") and "rmse" in measured)
 
 
-def _metric(runs: Sequence[Run], metric: str, context: dict[str, Any]) -> dict[str, Any]:
+def _metric(runs: Sequence[Run], metric: str, context: dict[str, Any], ready: Drawn) -> dict[str, Any]:
     """A metric's section; the first one that can be drawn of several runs leaves the comparison in the context."""
     from perdure.report import matrices, plots
 
     views, drawn = apart(runs, metric), apart_where_they_differ(runs, metric)
     tables = [view.scores[metric] for view in drawn]
-    figures, depth = [], _depth(metric, runs[0].scores)
+    figures, depth, name = [], _depth(metric, runs[0].scores), _file_name(metric)
     shown = not all(table.blank() for table in tables)
     if shown and len(runs) > 1 and "comparison" not in context and not on_training_rows(metric):
         context["comparison"] = plots.comparison(drawn, metric)
         figures.append(_figure(context["comparison"], "The runs compared", metric, drawn))
     if shown and depth > 0:
-        figures.append(_figure(matrices.heat_map(drawn, metric), "Score matrix", metric, drawn))
+        found = ready.once(f"matrix_{name}.png", lambda: matrices.heat_map(drawn, metric))
+        figures.append(_figure(found, "Score matrix", metric, drawn))
     if shown and depth == ALL:
-        figures.append(_figure(plots.curves(drawn, metric), "Scores over the stream", metric, drawn))
+        found = ready.once(f"curves_{name}.png", lambda: plots.curves(drawn, metric))
+        figures.append(_figure(found, "Scores over the stream", metric, drawn))
         if any(table.outlasted() and not table.blank() for table in tables):
-            figures.append(_figure(plots.lost(drawn, metric), "Scores when learnt and at the end", metric, drawn))
+            found = ready.once(f"forgetting_{name}.png", lambda: plots.lost(drawn, metric))
+            figures.append(_figure(found, "Scores when learnt and at the end", metric, drawn))
         if any(table.transfer() and not table.blank() for table in tables):
-            figures.append(_figure(matrices.transfer(drawn, metric), "Pairwise transfer", metric, drawn))
+            found = ready.once(f"transfer_{name}.png", lambda: matrices.transfer(drawn, metric))
+            figures.append(_figure(found, "Pairwise transfer", metric, drawn))
     return {
         "name": words.label(metric),
         "direction": words.direction(runs[0].scores[metric].higher_is_better),
@@ -253,13 +287,14 @@ def _tasks(runs: Sequence[Run], metric: str) -> Table:
     return _table(f"{words.label(metric)} of each task", head, sorted(rows, key=lambda row: order[row[0]]))
 
 
-def _predictions(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _predictions(runs: Sequence[Run], drawn: Drawn) -> list[dict[str, Any]]:
     """What runs on reactions predicted: of one run every figure, of several each one's on held-out rows."""
     from perdure.report import reactions
 
     out = []
     for run in runs:
-        found = reactions.prediction_figures(run.path, brief=len(runs) > 1)
+        found = {name: drawn[name] for name in reactions.FIGURES if name in drawn}
+        found = found or reactions.prediction_figures(run.path, brief=len(runs) > 1)
         for name, content in found.items():
             figure = _figure(content, reactions.TITLES[name], "yields", [run])
             caption = reactions.TITLES[name] + (f" of {run.name}" if len(runs) > 1 else "")

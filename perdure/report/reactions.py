@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,20 +15,15 @@ from perdure.report.reactions_read import (
     read_matrix,
     read_predictions,
 )
-from perdure.report.read import RESULTS, TRAINING, Run, read_results
 
 if TYPE_CHECKING:
     from perdure.report.reactions_sweep import SweepRow
 
 PARITY, PARITY_TRAINING, EPOCHS = "parity.png", "parity_training.png", "epoch_losses.png"
 COVERAGE = "calibration.png"
-# Figure: (file, metric, whether higher is better).
-MATRICES = {
-    "r2_matrix.png": ("r2_matrix.csv", "r2", True),
-    "rmse_matrix.png": ("rmse_matrix.csv", "rmse", False),
-    "r2_training_matrix.png": (f"scores_r2{TRAINING}.csv", f"r2{TRAINING}", True),
-}
-FIGURES = (PARITY, PARITY_TRAINING, COVERAGE, EPOCHS, *MATRICES)
+FIGURES = (PARITY, PARITY_TRAINING, COVERAGE, EPOCHS)
+# File, metric, whether higher is better: where the stages are named.
+MATRICES = (("r2_matrix.csv", "r2", True), ("rmse_matrix.csv", "rmse", False))
 TITLES = {
     PARITY: "Predicted and true yields of held-out rows",
     COVERAGE: "Calibration of the intervals",
@@ -37,13 +32,14 @@ TITLES = {
 }
 
 
-def draw_reactions(folder: Path) -> list[Path]:
+def draw_reactions(folder: Path, figures: Mapping[str, bytes] | None = None) -> list[Path]:
     """Write the figures of a run on reactions into its folder `plots`; those that its files allow.
 
     Figures of earlier files that are gone are removed.
 
     Args:
         folder: the run folder.
+        figures: its `prediction_figures`, where they were drawn already.
 
     Returns:
         Their paths.
@@ -54,7 +50,7 @@ def draw_reactions(folder: Path) -> list[Path]:
     """
     from perdure.report.page import write_file
 
-    figures = {**prediction_figures(folder), **matrix_figures(folder)}
+    figures = prediction_figures(folder) if figures is None else figures
     for name, content in figures.items():
         write_file(folder / "plots" / name, content)
     for name in FIGURES:
@@ -116,22 +112,8 @@ def prediction_figures(folder: Path, *, brief: bool = False) -> dict[str, bytes]
     return out
 
 
-def matrix_figures(folder: Path) -> dict[str, bytes]:
-    """PNGs by name of the score matrices that lie beside the results."""
-    from perdure.report import matrices
-
-    stated = read_results(folder / RESULTS).get("metrics") or {}
-    out: dict[str, bytes] = {}
-    for name, (file, metric, higher) in MATRICES.items():
-        table = read_matrix(folder / file, metric, higher)
-        if table is not None and table.tasks:
-            run = Run(folder, folder.name, {}, {metric: table}, {metric: stated.get(metric) or {}})
-            out[name] = matrices.heat_map([run], metric)
-    return out
-
-
 def _stages(folder: Path) -> tuple[str, ...]:
-    for file, metric, higher in MATRICES.values():
+    for file, metric, higher in MATRICES:
         table = read_matrix(folder / file, metric, higher)
         if table is not None:
             return table.stages

@@ -251,6 +251,23 @@ def test_plots_go_into_the_run_folder(make_run):
     assert sorted(os.listdir(run / "plots")) == sorted(path.name for path in paths)
 
 
+def test_a_page_with_plots_that_are_drawn_draws_none_again(told_run, monkeypatch, tmp_path):
+    """The same bytes as of a page that draws its own; of several runs every figure is another one."""
+    from matplotlib.figure import Figure
+
+    from perdure.report.page import Drawn
+
+    run, drawn = told_run(), Drawn()
+    alone = write_report([run], tmp_path / "alone.html").read_bytes()
+    write_plots(run, drawn)
+    save, saved = Figure.savefig, []
+    monkeypatch.setattr(Figure, "savefig", lambda *given, **options: saved.append(1) or save(*given, **options))
+    assert write_report([run], tmp_path / "page.html", drawn).read_bytes() == alone
+    assert saved == []
+    write_report([run, told_run("pnn")], tmp_path / "both.html", drawn)
+    assert len(saved) > 3
+
+
 def test_a_run_that_is_told_tasks_stands_twice(make_run, told_run, tmp_path):
     """Told 90 % at the end, inferred 45 %; the inferred metrics have no section of their own."""
     run = told_run()
