@@ -16,6 +16,7 @@ ROOT = Path(perdure.__file__).parent
 ORDER = (
     ("errors", "types", "order"),
     ("config", "storage", "callbacks"),
+    ("sealed",),
     ("tracking",),
     ("streams", "memory", "models"),
     ("strategies",),
@@ -27,9 +28,10 @@ ORDER = (
     ("cli_reactions",),
     ("cli",),
 )
+BASE = {"errors", "types"}
 BESIDE = {
-    "report": {"errors", "types"},
-    "jax": {"errors", "types", "order", "config", "storage", "tracking", "streams", "evaluation", "report"},
+    "report": BASE,
+    "jax": BASE | {"order", "config", "storage", "sealed", "tracking", "streams", "evaluation", "report"},
 }
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pydantic", "matplotlib", "yaml")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from perdure.config import FORMAT
-from perdure.errors import ModelError, NewerFormatError, RunError
+from perdure.errors import ModelError
 from perdure.jax.tensors import begin, header_text, read_header
-from perdure.storage import file_hash, folder, guarded
+from perdure.sealed import seal, unseal
+from perdure.storage import guarded
 
-TENSORS, PLAIN = "state.safetensors", "state.json"
 NAMES = {
     "float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64", "bool": "BOOL", "int8": "I8",
     "uint8": "U8", "int32": "I32", "uint32": "U32", "int64": "I64", "uint64": "U64",
@@ -30,13 +28,10 @@ def save(path: Path, arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> Non
         StorageError: the disk refused; what was at `path` is intact.
     """
     shapes = [(name, NAMES[str(value.dtype)], tuple(value.shape)) for name, value in arrays.items()]
-    with folder(path) as aside:
-        with guarded(path), (aside / TENSORS).open("wb") as file:
-            begin(file, header_text(shapes, {}))
-            for value in arrays.values():
-                file.write(np.ascontiguousarray(np.asarray(value)).tobytes())
-        record = {"format": FORMAT, "sha256": file_hash(aside / TENSORS), "state": dict(plain)}
-        (aside / PLAIN).write_text(json.dumps(record, allow_nan=True), encoding="utf-8")
+    with seal(path, dict(plain)) as place, guarded(path), place.open("wb") as file:
+        begin(file, header_text(shapes, {}))
+        for value in arrays.values():
+            file.write(np.ascontiguousarray(np.asarray(value)).tobytes())
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -45,18 +40,9 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         RunError: not a checkpoint, torn, altered, or of a newer format.
     """
-    try:
-        record = json.loads((path / PLAIN).read_text(encoding="utf-8"))
-        if record["format"] > FORMAT:
-            raise NewerFormatError(
-                f"{path}: format {record['format']} is newer than this perdure reads ({FORMAT}); upgrade perdure"
-            )
-        if record["sha256"] != file_hash(path / TENSORS):
-            raise RunError(f"{path}: {TENSORS} does not have the checksum that was written with it")
-        arrays = {}
-        for name, stored in read_header(path / TENSORS).tensors.items():
+    arrays = {}
+    with unseal(path, ModelError) as (file, state):
+        for name, stored in read_header(file).tensors.items():
             raw = np.frombuffer(b"".join(stored.pieces()), jnp.dtype(TYPES[stored.dtype]))
             arrays[name] = raw.reshape(stored.shape)
-        return arrays, record["state"]
-    except (OSError, KeyError, TypeError, ValueError, ModelError) as error:
-        raise RunError(f"{path}: not a readable checkpoint: {error}") from error
+    return arrays, state

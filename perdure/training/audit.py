@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perdure.errors import RunError
+from perdure.sealed import PLAIN, TENSORS
 from perdure.storage import file_hash
 from perdure.training import checkpoint
-from perdure.training.checkpoint import PLAIN, TENSORS
 from perdure.training.erase import go_on, hashes, task_ends
 from perdure.training.folder import FINAL, RunFolder
 from perdure.training.plan import Plan

@@ -1,20 +1,16 @@
-"""Nested state as safetensors and JSON, with a checksum; never pickle."""
+"""Nested state as safetensors and JSON, with checksums; never pickle."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from perdure.config import FORMAT
-from perdure.errors import NewerFormatError, RunError, StorageError
-from perdure.storage import file_hash, folder, storage_error
+from perdure.sealed import seal, unseal
+from perdure.storage import storage_error
 
-TENSORS, PLAIN = "state.safetensors", "state.json"
 MARK = "__tensor__"
 PAIRS = "__pairs__"  # stands for a mapping that has one of these two among its keys
 
@@ -30,18 +26,11 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
     tensors: dict[str, Tensor] = {}
     tree = _flatten(state, "", tensors)
-    with folder(path) as aside:
+    with seal(path, tree) as file:
         try:
-            save_file(tensors, aside / TENSORS)
+            save_file(tensors, file)
         except (SafetensorError, RuntimeError) as error:
             raise storage_error(path, error) from error
-        record = {
-            "format": FORMAT,
-            "sha256": file_hash(aside / TENSORS),
-            "state_sha256": _hash(tree),
-            "state": tree,
-        }
-        (aside / PLAIN).write_text(json.dumps(record, allow_nan=True), encoding="utf-8")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -53,27 +42,9 @@ def load(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        record = json.loads((path / PLAIN).read_text(encoding="utf-8"))
-        if record["format"] > FORMAT:
-            raise NewerFormatError(
-                f"{path}: format {record['format']} is newer than this perdure reads ({FORMAT}); upgrade perdure"
-            )
-        if record["sha256"] != file_hash(path / TENSORS):
-            raise RunError(f"{path}: {TENSORS} does not have the checksum that was written with it")
-        if record["state_sha256"] != _hash(record["state"]):
-            raise RunError(f"{path}: {PLAIN} does not have the checksum that was written with it")
-        tensors = load_file(path / TENSORS)
-        return _rebuild(record["state"], tensors)
-    except (OSError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-        if isinstance(error, StorageError):
-            raise
-        raise RunError(f"{path}: not a readable checkpoint: {error}") from error
-
-
-def _hash(tree: Any) -> str:
-    # What JSON was written from and what it reads back are written alike.
-    return hashlib.sha256(json.dumps(tree, allow_nan=True).encode()).hexdigest()
+    with unseal(path, SafetensorError) as (file, tree):
+        found: dict[str, Any] = _rebuild(tree, load_file(file))
+    return found
 
 
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

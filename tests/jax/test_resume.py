@@ -98,7 +98,7 @@ def test_what_is_torn_or_other_is_refused(make_learner: Any, make_tasks: Any, tm
     bad = tmp_path / "bad"
     shutil.copytree(good, bad)
     record = json.loads((bad / "state.json").read_text())
-    for change, words in (({"format": 99}, "newer"), ({"state": {}}, "not a checkpoint of this training")):
+    for change, words in (({"format": 99}, "newer"), ({"state": {}}, "state.json does not have the checksum")):
         (bad / "state.json").write_text(json.dumps({**record, **change}))
         with pytest.raises(RunError, match=words) as caught:
             learner.load(bad, tasks)
@@ -111,6 +111,9 @@ def test_what_is_torn_or_other_is_refused(make_learner: Any, make_tasks: Any, tm
         learner.load(bad, tasks)
     with pytest.raises(RunError, match="not a readable checkpoint"):
         learner.load(tmp_path / "none", tasks)
+    checkpoint.save(tmp_path / "other", {}, {})
+    with pytest.raises(RunError, match="not a checkpoint of this training"):
+        learner.load(tmp_path / "other", tasks)
     fewer = {name: value for name, value in named(learner.state).items() if "pool" not in name}
     checkpoint.save(tmp_path / "fewer", fewer, record["state"])
     with pytest.raises(RunError, match="its weights are not those of this model"):

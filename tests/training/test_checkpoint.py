@@ -15,8 +15,9 @@ from safetensors import safe_open
 
 from perdure.config import FORMAT
 from perdure.errors import RunError, StorageError
+from perdure.sealed import PLAIN, TENSORS
 from perdure.storage import file_hash
-from perdure.training.checkpoint import PLAIN, TENSORS, load, save
+from perdure.training.checkpoint import load, save
 
 
 def state() -> dict[str, Any]:
@@ -167,7 +168,7 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Monk
 
     target = {
         "tensors": "safetensors.torch.save_file",
-        "state": "perdure.training.checkpoint.json.dumps",
+        "state": "perdure.sealed.json.dumps",
         "sync": "perdure.storage.sync",
     }[where]
     with monkeypatch.context() as patch:

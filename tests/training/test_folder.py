@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from perdure.errors import RunError
-from perdure.training.checkpoint import TENSORS
+from perdure.sealed import TENSORS
 from perdure.training.folder import FINAL, REQUIRED, RunFolder, stage_name, step_name
 
 
