@@ -15,7 +15,10 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder of the run.", sh
 Seed = Annotated[
     int | None, typer.Option("--seed", help="Seed of everything that is drawn.", min=0, max=(1 << 63) - 1)
 ]
+Model = Annotated[str | None, typer.Option("--model", help="nano (the default), a model folder, or a hub name.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run.")]
+# Hidden, for such a command always goes on by itself; but a run of it that was stopped says to add it.
+GoesOn = Annotated[bool, typer.Option("--resume", hidden=True)]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as in optimizer.lr=3e-4. Repeatable."),

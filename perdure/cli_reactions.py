@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from perdure.cli_options import Out, Resume, RunArgument, Seed, Set, Track, again, refuse_before
+from perdure.cli_options import GoesOn, Out, Resume, RunArgument, Seed, Set, Track, again, refuse_before
 
 reactions_app = typer.Typer(
     help="Learn the yields of reactions, one pair of reactants after another.", add_completion=False
@@ -156,8 +156,7 @@ def sweep(
     columns: Columns = None,
     out: Out = None,
     override: Set = None,
-    # Hidden, for the command always goes on by itself; but one that was stopped says to add it.
-    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
+    resume: GoesOn = False,
 ) -> None:
     """Joint training with LoRA at several ranks, and in full: from which rank on is LoRA as good?"""
     from perdure.recipes.reactions.options import Options

@@ -119,6 +119,9 @@ def test_runs_are_compared(perdure: Callable[..., Any], finished: Path, tmp_path
     refused = perdure("arena", "compare", str(empty))
     assert refused.code == 2
     assert str(empty) in refused.err
+    before = perdure("arena", "--episodes", "3", "compare", str(finished))
+    assert before.code == 2
+    assert "--episodes: stands before compare" in " ".join(before.err.split())
 
 
 def test_other_commands_on_an_arena_run(perdure: Callable[..., Any], finished: Path) -> None:

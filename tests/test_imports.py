@@ -25,7 +25,7 @@ ORDER = (
     ("teaching",),
     ("recipes",),
     ("cli_options",),
-    ("cli_reactions",),
+    ("cli_arena", "cli_reactions"),
     ("cli",),
 )
 BASE = {"errors", "types"}
