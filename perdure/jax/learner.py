@@ -123,7 +123,9 @@ class Learner:
         Raises:
             NonFiniteError: loss or gradient is nan or infinite; the weights are as they were.
         """
-        old = self._replayed.draw(self.settings.replayed, self._in_task)
+        # Of a short last batch as large a share is replayed as of any other.
+        most = -(-self.settings.replayed * len(rows) // self.settings.batch_size)
+        old = self._replayed.draw(self.settings.replayed, self._in_task)[:most]
         result = self._advance(self.batch(rows, old), self.settings.lr if lr is None else lr)
         self._in_task += 1
         return StepResult(*result, len(rows), len(old), (*rows, *old))

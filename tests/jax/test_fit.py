@@ -140,6 +140,18 @@ def test_all_is_compiled_once(strategy: str, make_learner: Any, make_tasks: Any)
     assert np.isfinite([result.norm for result in results]).all()
 
 
+@pytest.mark.parametrize(("drawn", "most"), [(None, [4, 3]), (2, [2, 2]), (8, [8, 6])])
+def test_a_short_batch_has_its_share_of_replayed_rows(
+    drawn: int | None, most: list[int], make_learner: Any, make_tasks: Any
+) -> None:
+    """Batches of 4 and 3 new rows; as many old ones, half as many (rounded up), twice as many."""
+    learner = make_learner(tuning="head", strategy="replay", memory=None, replay_batch=drawn)
+    first, second = make_tasks(2, 8)
+    learner.begin_task([first], second)
+    rows = second.rows
+    assert [learner.step(part).replayed for part in (rows[:4], rows[4:7])] == most
+
+
 def test_only_what_is_trained_moves(make_learner: Any, make_tasks: Any) -> None:
     learner = make_learner(strategy="sequential", tuning="lora")
     before, held = weights(learner), {n: np.array(v) for n, v in named(learner._frozen).items()}
