@@ -20,7 +20,7 @@ from perdure.jax.hidden import HiddenStates, Tell
 from perdure.jax.lora import trainable
 from perdure.jax.mistral import but
 from perdure.jax.regressor import Regressor
-from perdure.jax.rows import Batch, Replayed, Row, RowTask, collate, digest, name_of
+from perdure.jax.rows import Batch, Replayed, Row, RowTask, collate, digest, name_of, rows_before
 from perdure.jax.settings import FitSettings
 from perdure.jax.shard import shardings, spread
 from perdure.jax.step import (
@@ -92,7 +92,7 @@ class Learner:
             anchors = self._placed(Anchors(zeros, jax.tree.map(jnp.copy, trained), jnp.zeros(())))
         self.state = State(trained, self._placed(self._fresh(trained)), anchors)
         self._replayed = Replayed([], None, settings.seed, "")
-        self._in_task = 0
+        self._taken = 0  # new rows of the task that were stepped on
 
     @property
     def model(self) -> Regressor:
@@ -112,7 +112,7 @@ class Learner:
             raise DataError(f"task {task.name!r}: there are no rows")
         if self.settings.strategy == "replay":
             self._replayed = Replayed(earlier, self.settings.memory, self.settings.seed, task.name)
-        self._in_task = done
+        self._taken = rows_before(done, len(task.rows), self.settings.batch_size)
         if not done and self.settings.at_boundary == "reset":
             fresh = self._placed(self._fresh(self.state.trained))
             self.state = State(self.state.trained, fresh, self.state.anchors)
@@ -123,11 +123,10 @@ class Learner:
         Raises:
             NonFiniteError: loss or gradient is nan or infinite; the weights are as they were.
         """
-        # Of a short last batch as large a share is replayed as of any other.
-        most = -(-self.settings.replayed * len(rows) // self.settings.batch_size)
-        old = self._replayed.draw(self.settings.replayed, self._in_task)[:most]
+        taken = self._taken + len(rows)
+        old = self._replayed.draw(self.settings.drawn(self._taken), self.settings.drawn(taken))
         result = self._advance(self.batch(rows, old), self.settings.lr if lr is None else lr)
-        self._in_task += 1
+        self._taken = taken
         return StepResult(*result, len(rows), len(old), (*rows, *old))
 
     def batch(self, rows: Sequence[Row], old: Sequence[Row] = ()) -> Batch:

@@ -100,7 +100,7 @@ def merged(tasks: Sequence[RowTask]) -> list[RowTask]:
 
 
 class Replayed:
-    """What is replayed while a task is trained: a function of the earlier tasks, the seed and the step.
+    """What is replayed while a task is trained: a function of the earlier tasks, the seed and the draw's number.
 
     The memory is the `capacity` rows of smallest keyed priority of all earlier ones, a uniform sample of them. It
     is drawn from in passes, each in a new keyed order, so that rows come up equally often.
@@ -115,15 +115,20 @@ class Replayed:
     def __init__(self, earlier: Sequence[RowTask], capacity: int | None, seed: int, task: str) -> None:
         rows = [row for one in earlier for row in one.rows]
         self.memory = rows if capacity is None else take(rows, capacity, seed, "memory", key=name_of)
-        self._order = lru_cache(1)(lambda number: arrange(self.memory, seed, "replay", task, number, key=name_of))
+        self._order = lru_cache(2)(lambda number: arrange(self.memory, seed, "replay", task, number, key=name_of))
 
-    def draw(self, count: int, step: int) -> list[Row]:
-        """The rows of the task's step `step` (from 0): `count` of them, or all if the memory holds fewer."""
-        count = min(count, len(self.memory))
-        if count == 0:
+    def draw(self, start: int, end: int) -> list[Row]:
+        """The draws of a task from number `start` to before `end`; none where the memory is empty."""
+        if not self.memory:
             return []
-        number, place = divmod(step, len(self.memory) // count)
-        return list(self._order(number)[place * count : (place + 1) * count])
+        places = (divmod(number, len(self.memory)) for number in range(start, end))
+        return [self._order(number)[place] for number, place in places]
+
+
+def rows_before(step: int, rows: int, batch_size: int) -> int:
+    """How many of a task's `rows` were taken, epochs together, before its step of that number (from 0)."""
+    epochs, batches = divmod(step, -(-rows // batch_size))
+    return epochs * rows + batches * batch_size
 
 
 def digest(tasks: Sequence[RowTask]) -> str:

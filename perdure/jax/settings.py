@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from perdure.errors import ConfigError, StrategyError, unknown_name
@@ -41,7 +43,7 @@ class FitSettings:
         precision: "bf16" computes the backbone in bfloat16; head, norms, trained weights and moments stay float32.
         at_boundary: whether a task begins with a new optimizer ("reset") or the old one ("continue").
         memory: rows that replay keeps; None: all.
-        replay_batch: replayed rows a step; None: `batch_size`.
+        ratio: replayed rows for each new row of a task; counts as the decimal that is written.
         gradient: "combined": the mean loss over new and replayed rows together; "separate": half the mean over the
             new rows and half that over the replayed ones.
         ewc_strength: λ.
@@ -67,7 +69,7 @@ class FitSettings:
     precision: Literal["fp32", "bf16"] = "fp32"
     at_boundary: Literal["reset", "continue"] = "reset"
     memory: int | None = None
-    replay_batch: int | None = None
+    ratio: float = 1.0
     gradient: Literal["combined", "separate"] = "combined"
     ewc_strength: float = 100.0
     fisher_rows: int | None = None
@@ -81,9 +83,9 @@ class FitSettings:
             for name, known in CHOICES.items()
             if getattr(self, name) not in known
         ]
-        for name in ("epochs", "batch_size", "length", "memory", "replay_batch", "fisher_rows"):
+        for name in ("epochs", "batch_size", "length", "memory", "fisher_rows"):
             value = getattr(self, name)
-            optional = name in ("memory", "replay_batch", "fisher_rows")
+            optional = name in ("memory", "fisher_rows")
             if not (optional and value is None) and (type(value) is not int or value < 1):
                 wrong.append(f"{name} must be a whole number of at least 1, got {value!r}")
         if not self.lr > 0 or (self.clip is not None and not self.clip > 0) or not self.eps > 0:
@@ -91,6 +93,8 @@ class FitSettings:
         if not self.weight_decay >= 0 or not self.ewc_strength >= 0:
             given = f"{self.weight_decay} and {self.ewc_strength}"
             wrong.append(f"weight_decay and ewc_strength must not be negative, got {given}")
+        if not 0 < self.ratio < float("inf"):
+            wrong.append(f"ratio must be above 0, got {self.ratio}")
         if wrong:
             raise ConfigError("; ".join(wrong))
 
@@ -101,5 +105,14 @@ class FitSettings:
 
     @property
     def replayed(self) -> int:
-        """Replayed rows a step."""
-        return 0 if self.strategy != "replay" else self.replay_batch or self.batch_size
+        """Most replayed rows of a step."""
+        return math.ceil(self._share * self.batch_size)
+
+    def drawn(self, new: int) -> int:
+        """How many rows are replayed in a task with its first `new` rows: ⌊ratio · new⌋."""
+        return int(self._share * new)
+
+    @property
+    def _share(self) -> Fraction:
+        # 0.29 as a float times 100 is below 29; the decimal that was written is meant.
+        return Fraction(repr(float(self.ratio))) if self.strategy == "replay" else Fraction(0)

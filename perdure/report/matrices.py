@@ -124,8 +124,13 @@ def _draw(
     """A panel for each run; `rows` says what a row's name stands for."""
     most_tasks = max(len(table.columns) for table in tables)
     longest = min(NAME, max(len(name) for table in tables for name in (*table.rows, *table.columns)))
-    cell = (0.42, 0.27 if most_tasks > 8 else 0.34)
-    inner, names = max(1.8, most_tasks * cell[0] + 0.2), longest * 0.065 + 0.4
+    size = 7 if most_tasks > 8 else 8
+    digits = words.decimals(metric, (x for table in tables for row in table.values for x in row), unit=False)
+    known = [x for table in tables for x in table.known]
+    written = max((len(words.value(metric, x, unit=False, digits=digits, signed=signed)) for x in known), default=1)
+    cell = (max(0.42, written * size * 0.0088 + 0.08), 0.27 if most_tasks > 8 else 0.34)
+    # Names slant beyond the last column.
+    inner, names = max(1.8, most_tasks * cell[0] + 0.2) + longest * 0.055, longest * 0.065 + 0.4
     # Beside a panel with the same stages, a panel needs no names of its own; so more fit beside one another.
     own = [i == 0 or table.rows != tables[i - 1].rows for i, table in enumerate(tables)]
     width = inner + names * sum(own) / len(own)
@@ -139,7 +144,7 @@ def _draw(
     for ax, run, table, alone in zip(axes, runs, tables, own, strict=True):
         masked = np.ma.masked_invalid(np.array(table.values))
         image = ax.imshow(masked, cmap=colours, norm=scale, aspect="auto")
-        _cells(ax, table, metric, colours, scale, 7 if most_tasks > 8 else 8, signed)
+        _cells(ax, table, metric, colours, scale, size, signed)
         ax.set_xticks(range(len(table.columns)), words.short(table.columns, NAME))
         ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
         for text in ax.get_xticklabels():
@@ -155,7 +160,6 @@ def _draw(
         if table.own is not None:
             ax.axvline(table.own - 0.5, color="white", linewidth=3, zorder=2)
         title(ax, run, runs)
-    known = [x for table in tables for x in table.known]
     below = any(x < (scale.vmin or 0.0) for x in known)
     above = any(x > (scale.vmax or 0.0) for x in known)
     extend = "both" if below and above else "min" if below else "max" if above else "neither"
@@ -185,5 +189,14 @@ def _cells(
         for i in range(len(row)):
             if table.trained[i] == t:  # the diagonal: the task was just trained
                 ax.add_patch(
-                    Rectangle((i - 0.5, t - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.4, zorder=3)
+                    Rectangle(
+                        (i - 0.5, t - 0.5),
+                        1,
+                        1,
+                        fill=False,
+                        edgecolor="black",
+                        linewidth=1.4,
+                        zorder=3,
+                        clip_on=False,
+                    )
                 )

@@ -99,13 +99,16 @@ def epoch_losses(found: Sequence[Losses], stages: Sequence[str]) -> Figure:
     )
     for ax, losses in zip(axes, found, strict=True):
         epochs = losses.values["epoch"]
-        for name, colour, marker in (("training_loss", COLOURS[1], ""), ("held_out_loss", COLOURS[0], "o")):
+        # A single epoch is a point, not a line.
+        alone = "s" if len(epochs) == 1 else ""
+        for name, colour, marker in (("training_loss", COLOURS[1], alone), ("held_out_loss", COLOURS[0], "o")):
             ax.plot(epochs, losses.values[name], color=colour, marker=marker, markersize=2.5, linewidth=1.4)
+        ax.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         name = names[losses.stage - 1] if 0 < losses.stage <= len(names) else f"stage {losses.stage}"
         end = f"R² {words.value('r2', losses.values['held_out_r2'][-1], digits=2)}"
         end += f", RMSE {words.value('rmse', losses.values['held_out_rmse'][-1], digits=3)}"
         ax.set_title(f"{name}\n{end}", fontsize=9 if wide else 7, weight="normal")
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
         ax.tick_params(labelsize=7)
         ax.grid(axis="y")
         spec = ax.get_subplotspec()
@@ -121,6 +124,7 @@ def epoch_losses(found: Sequence[Losses], stages: Sequence[str]) -> Figure:
         Line2D([], [], color=COLOURS[0], marker="o", markersize=3, label="on held-out rows"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    figure.set_figheight(figure.get_figheight() + 1.0)  # for what stands above and below the panels
     headline(
         figure,
         "Loss after each epoch of each stage; lower is better\n"

@@ -144,7 +144,7 @@ def make_learner(make_regressor: Callable[..., Any]) -> Callable[..., Any]:
     from perdure.jax import FitSettings, Learner
 
     made: dict[Any, Any] = {}
-    usual = {"batch_size": 4, "length": 8, "lr": 1e-2, "epochs": 2, "memory": 5, "replay_batch": 3, "seed": 3}
+    usual = {"batch_size": 4, "length": 8, "lr": 1e-2, "epochs": 2, "memory": 5, "ratio": 0.75, "seed": 3}
 
     def make(dropout: float = 0.2, **changes: Any) -> Any:
         settings = FitSettings(**{**usual, **changes})

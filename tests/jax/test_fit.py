@@ -86,7 +86,7 @@ def test_steps_are_those_of_torch(gradient: str, mistral: Any, make_learner: Any
     assert twin.gap(learner) < 1e-4
     learner.begin_task([first], second)  # which begins with a new optimizer
     twin.optimizer = torch.optim.AdamW(twin.parameters, lr=1e-3, weight_decay=0.01)
-    old = learner._replayed.draw(3, 0)
+    old = learner._replayed.draw(0, 3)
     assert len(old) == 3
     ours = learner.step(second.rows[:4])
     new, replayed = twin.losses(second.rows[:4]), twin.losses(old)
@@ -136,20 +136,33 @@ def test_all_is_compiled_once(strategy: str, make_learner: Any, make_tasks: Any)
     assert learner.compilations["step"] == learner.compilations["predict"] == 1
     assert learner.compilations["fisher"] == (strategy == "ewc")
     assert [result.new for result in results] == ([4, 4, 4, 4, 4, 1] * 2 if strategy == "joint" else [4, 3] * 6)
-    assert [result.replayed for result in results] == [0] * 4 + [3 if strategy == "replay" else 0] * 8
+    assert [result.replayed for result in results] == [0] * 4 + ([3, 2] * 4 if strategy == "replay" else [0] * 8)
     assert np.isfinite([result.norm for result in results]).all()
 
 
-@pytest.mark.parametrize(("drawn", "most"), [(None, [4, 3]), (2, [2, 2]), (8, [8, 6])])
-def test_a_short_batch_has_its_share_of_replayed_rows(
-    drawn: int | None, most: list[int], make_learner: Any, make_tasks: Any
+@pytest.mark.parametrize(
+    ("ratio", "drawn"), [(1, [4, 3, 4, 3]), (0.5, [2, 1, 2, 2]), (2, [8, 6, 8, 6]), (0.1, [0, 0, 1, 0])]
+)
+def test_replayed_rows_are_as_many_as_the_ratio_says(
+    ratio: float, drawn: list[int], make_learner: Any, make_tasks: Any
 ) -> None:
-    """Batches of 4 and 3 new rows; as many old ones, half as many (rounded up), twice as many."""
-    learner = make_learner(tuning="head", strategy="replay", memory=None, replay_batch=drawn)
-    first, second = make_tasks(2, 8)
-    learner.begin_task([first], second)
-    rows = second.rows
-    assert [learner.step(part).replayed for part in (rows[:4], rows[4:7])] == most
+    """Batches of 4 and 3 new rows, two epochs: ⌊ratio · n⌋ after n of them, as torch's; also from one row kept."""
+    from perdure.strategies.quota import Quota
+    from perdure.types import Example
+
+    counts = []
+    for memory in (None, 1):
+        learner = make_learner(tuning="head", strategy="replay", memory=memory, ratio=ratio)
+        first, second = make_tasks(2, 7)
+        learner.begin_task([first], second)
+        batches = [second.rows[:4], second.rows[4:]] * 2
+        counts.append([learner.step(part).replayed for part in batches])
+        learner.begin_task([first], second, 3)
+        assert learner.step(batches[3]).replayed == drawn[3], "gone on with after three steps"
+    torchs = Quota(ratio)
+    one = [Example("k")]
+    assert counts == [drawn, drawn]
+    assert [len(torchs.draw(lambda k: one * k, [Example("n")] * len(b), lambda row: 1)) for b in batches] == drawn
 
 
 def test_only_what_is_trained_moves(make_learner: Any, make_tasks: Any) -> None:

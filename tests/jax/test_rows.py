@@ -38,19 +38,21 @@ def test_a_batch_by_hand() -> None:
 
 
 def test_memory_and_draws(make_tasks: Any) -> None:
-    """12 rows of 3 tasks, 7 kept, 3 a step: two draws a pass of different rows, one row left out of each pass."""
+    """12 rows of 3 tasks, 7 kept, 3 a step: every 7 draws are the 7 rows, in an order of their own."""
     tasks = make_tasks(3, 4)
     replayed = Replayed(tasks, 7, 0, "new")
     kept = {(row.task, row.key) for row in replayed.memory}
     assert len(kept) == 7
-    drawn = [[(r.task, r.key) for r in replayed.draw(3, step)] for step in range(400)]
-    assert all(len(rows) == 3 and set(rows) <= kept for rows in drawn)
-    assert all(len({*a, *b}) == 6 for a, b in zip(drawn[::2], drawn[1::2], strict=True))
-    counts = Counter(row for rows in drawn for row in rows)
-    # 200 passes leave out one of 7 rows each: 200 · 6/7 = 171 ± 5.0; four deviations.
-    assert all(abs(count - 171.4) < 20 for count in counts.values())
-    assert [(r.task, r.key) for r in Replayed(tasks, 7, 0, "new").draw(3, 301)] == drawn[301]
-    assert [(r.task, r.key) for r in Replayed(tasks, 7, 1, "new").draw(3, 301)] != drawn[301]
+    steps = [[(r.task, r.key) for r in replayed.draw(3 * step, 3 * step + 3)] for step in range(400)]
+    drawn = [row for rows in steps for row in rows]
+    passes = [tuple(drawn[i : i + 7]) for i in range(0, 1197, 7)]
+    assert all(set(rows) == kept for rows in passes)
+    assert len(set(passes)) > 160
+    counts = Counter(rows[0] for rows in passes)
+    # Of 171 passes each of 7 rows begins 24.4 ± 4.6; four deviations.
+    assert all(abs(counts[row] - 24.4) < 18.5 for row in kept)
+    assert [(r.task, r.key) for r in Replayed(tasks, 7, 0, "new").draw(903, 906)] == steps[301]
+    assert [(r.task, r.key) for r in Replayed(tasks, 7, 1, "new").draw(903, 906)] != steps[301]
 
 
 def test_a_memory_keeps_what_it_has_when_tasks_come(make_tasks: Any) -> None:
@@ -62,8 +64,8 @@ def test_a_memory_keeps_what_it_has_when_tasks_come(make_tasks: Any) -> None:
 
 
 def test_small_memories(make_tasks: Any) -> None:
-    assert Replayed([], None, 0, "t0").draw(3, 0) == []
-    assert len(Replayed(make_tasks(1, 2), None, 0, "t1").draw(3, 0)) == 2
+    assert Replayed([], None, 0, "t0").draw(0, 3) == []
+    assert len(Replayed(make_tasks(1, 2), None, 0, "t1").draw(0, 3)) == 3
 
 
 def test_digest_tells_rows_apart(make_tasks: Any) -> None:
@@ -85,4 +87,4 @@ def test_settings_are_checked_together() -> None:
     assert "memory must be a whole number of at least 1, got 0" in words
     assert "lr, eps and clip must be above 0" in words
     assert "weight_decay and ewc_strength must not be negative" in words
-    assert np.isclose(FitSettings(strategy="replay", batch_size=6, replay_batch=2).slots, 8)
+    assert np.isclose(FitSettings(strategy="replay", batch_size=6, ratio=0.3).slots, 8)

@@ -30,7 +30,7 @@ for data, model in json.loads(sys.argv[3]):
     mesh = make_mesh(data, model)
     base = add_lora(load(folder, place=placing(mesh)), jax.random.key(1), r=4, alpha=8)
     settings = FitSettings(
-        strategy="replay", gradient="separate", batch_size=4, replay_batch=4, length=8, lr=1e-2, memory=5, seed=3
+        strategy="replay", gradient="separate", batch_size=4, ratio=1, length=8, lr=1e-2, memory=5, seed=3
     )
     learner = Learner(Regressor(base, MHAR(32, jax.random.key(2), hidden=24)), settings, mesh)
     losses = [result.loss for _, result in train(learner, tasks)]
@@ -52,7 +52,7 @@ def test_four_devices_give_the_losses_of_one(ported: Path, make_learner: Any, ma
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(shown.stdout)
-    learner = make_learner(strategy="replay", gradient="separate", tuning="lora", replay_batch=4, epochs=1)
+    learner = make_learner(strategy="replay", gradient="separate", tuning="lora", ratio=1, epochs=1)
     one = [result.loss for _, result in train(learner, tasks)]
     assert len(one) == 4
     for losses, split, compiled in found.values():

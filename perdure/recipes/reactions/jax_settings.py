@@ -123,7 +123,7 @@ def fit_settings(settings: RunSettings, strategy: Mapping[str, Mapping[str, Any]
         precision=settings.precision,  # type: ignore[arg-type]  # checked
         at_boundary=optimizer.at_boundary,
         memory=int(replay.get("capacity", 1000)),
-        replay_batch=max(1, round(replay.get("ratio", 1) * settings.batch_size)),
+        ratio=float(replay.get("ratio", 1)),
         gradient=replay.get("gradients", "combined"),
         ewc_strength=float(ewc.get("strength", ewc.get("lambda", 100.0))),
         fisher_rows=ewc.get("samples"),
