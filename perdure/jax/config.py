@@ -13,6 +13,7 @@ from perdure.errors import ModelError
 # Llama's maths is Mistral's without a window, so that its checkpoints port as they are.
 ARCHITECTURES = ("mistral", "llama")
 THETA = 10_000.0
+SCALED = ("yarn", "rope_scaling", "use_scaled_rope", "llama_4_scaling")  # of params.json
 LONG_THETA = 1_000_000.0  # Mistral's own code takes it where neither a base nor a window is given
 
 
@@ -120,6 +121,9 @@ class MistralConfig:
             raise ModelError(
                 "params.json: experts, biases, quantised weights and vision encoders are not read here"
             )
+        scaled = [name for name in SCALED if values.get(name)]
+        if scaled:
+            raise ModelError(f"params.json: scaled rotary positions ({', '.join(scaled)}) are not read here")
         _require(values, ("dim", "n_layers", "hidden_dim", "n_heads", "vocab_size", "norm_eps"), "params.json")
         window = values.get("sliding_window")
         if isinstance(window, list | tuple):
@@ -182,6 +186,8 @@ class MistralConfig:
         }
         if self.sliding_window is not None:
             values["sliding_window"] = self.sliding_window
+        if self.tie_word_embeddings:
+            values["tied_embeddings"] = True
         return values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ class Learner:
         backbone = but(model.backbone, dtype=COMPUTED_IN[settings.precision])
         model = eqx.tree_at(lambda m: m.backbone, model, backbone)
         trained, frozen = eqx.partition(model, trainable(model, settings.tuning))
+        # Shapes, and all that is no array: heads, window, LoRA's scale, dropout.
+        self._kind = sha256(repr(jax.tree.map(jnp.shape, model)).encode()).hexdigest()
         trained = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), trained)
         self._frozen = self._placed(map_named(self._thawed, frozen))
         optimizer = make_optimizer(settings)
@@ -238,6 +241,7 @@ class Learner:
             "steps": self.steps,
             "settings": _as_json(self.settings),
             "tasks": digest(tasks),
+            "model": self._kind,
         }
         checkpoint.save(path, named(self.state), plain)
 
@@ -245,7 +249,8 @@ class Learner:
         """Take up a training that was saved; where it stood.
 
         Raises:
-            RunError: not a checkpoint, or one of other settings, tasks or weights.
+            RunError: not a checkpoint, or one of other settings, tasks or kind of model. Other frozen weights of
+                the same kind are not noticed.
         """
         arrays, plain = checkpoint.load(path)
         try:
@@ -257,6 +262,8 @@ class Learner:
         other = [f"{k}: {settings.get(k)!r} then, {mine[k]!r} now" for k in mine if settings.get(k) != mine[k]]
         if other:
             raise RunError(f"{path}: was made with other settings ({'; '.join(other)})")
+        if plain.get("model") != self._kind:
+            raise RunError(f"{path}: was made with a model of another shape, scale of LoRA, window or dropout")
         if of != digest(tasks):
             raise RunError(f"{path}: was made with other tasks or rows; give the same data in the same order")
         wanted = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in named(self.state).items()}
@@ -272,7 +279,9 @@ class Learner:
     ) -> Callable[..., Any]:
         def counted(*given: Any) -> Any:
             self.compilations[name] += 1  # this runs when it is traced, not when it is called
-            found = function(*given)
+            # Else an NVIDIA GPU would take float32 for TF32, which has ten bits.
+            with jax.default_matmul_precision("float32"):
+                found = function(*given)
             if name == "step" and self.mesh is not None:
                 # Else the compiler may choose others, and the next step would be compiled anew.
                 state = jax.lax.with_sharding_constraint(found[0], shardings(found[0], self.mesh))

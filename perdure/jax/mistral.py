@@ -189,7 +189,7 @@ class Mistral(eqx.Module):
 
     @eqx.filter_jit
     def __call__(self, ids: Int[Array, "*batch T"]) -> Float[Array, "*batch T V"]:
-        """Logits in float32 of token ids [T] or [B, T], compiled once for each shape."""
+        """Logits in float32 of token ids [T] or [B, T], compiled once for each shape; nan for unknown tokens."""
         ids = jnp.asarray(ids)
         return self.logits(self.states(ids if ids.ndim > 1 else ids[None])).reshape(*ids.shape, -1)
 
@@ -214,7 +214,8 @@ class Mistral(eqx.Module):
         return jnp.matmul(states, weight.astype(states.dtype).T, preferred_element_type=jnp.float32)
 
     def _embedded(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.embed[ids].astype(self.dtype)
+        # Of a token that the vocabulary has not, JAX would take another's embedding; nan cannot be overlooked.
+        return self.embed.at[ids].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
     def _run(self, ids: Int[Array, "B T"], every: bool) -> tuple[Array, Any]:
         arrays, rest = eqx.partition(self.layers, eqx.is_array)

@@ -115,6 +115,8 @@ def _as_it_was(found: Source) -> tuple[list[NewFile], dict[str, str]]:
     for name, text in origin.headers.items():
         cuts = []
         for tensor in parse_header(found.folder / name, text).tensors:
+            if tensor not in found.kept and tensor not in back:
+                raise ModelError(f"{found.folder}: its manifest names {tensor}, which is not here; port it again")
             cuts.append(found.kept[tensor] if tensor in found.kept else _facing(found, back[tensor], origin.layout))
         new.append(NewFile(name, text, cuts))
     return new, dict(origin.texts)

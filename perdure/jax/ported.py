@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
@@ -23,9 +23,9 @@ Place = Callable[[str, np.ndarray], jax.Array]
 
 def load(
     folder: Path | str,
-    dtype: str | None = None,
+    dtype: Any = None,
     *,
-    weights: str | None = None,
+    weights: Any = None,
     checkpointing: bool = False,
     kernel: Kernel = "xla",
     place: Place | None = None,
@@ -34,20 +34,23 @@ def load(
 
     Args:
         folder: that `perdure port` wrote.
-        dtype: computed in, "float32" or "bfloat16"; None: that of the embedding in the file.
-        weights: the type that matrices are kept in; None: that of the file. Norms keep theirs.
+        dtype: computed in, "float32" or "bfloat16" (or `jnp.float32`); None: that of the embedding in the file, but
+            for float16 on a processor, which has no products of it: float32.
+        weights: the type that matrices are kept in, likewise; None: that of the file. Norms keep theirs.
         checkpointing: see `Mistral`.
         kernel: of attention; "cudnn" is flash attention on an NVIDIA GPU, in bfloat16 or float16 alone.
         place: puts an array (its name, its values) on devices; None: on the first.
 
     Raises:
-        ModelError: no ported folder, or a torn one.
+        ModelError: no ported folder, a torn one, or a type or kernel that is not to be had here.
     """
     folder = Path(folder)
     config, _, header = read_manifest(folder)
-    for name, given in (("dtype", dtype), ("weights", weights)):
-        if given not in (None, *DTYPES.values()):
-            raise ModelError(f"{name} {given!r}: must be one of {', '.join(DTYPES.values())}")
+    dtype, weights = _checked("dtype", dtype), _checked("weights", weights)
+    if kernel not in get_args(Kernel):
+        raise ModelError(f"kernel {kernel!r}: must be one of {', '.join(get_args(Kernel))}")
+    if kernel == "cudnn" and jax.default_backend() != "gpu":
+        raise ModelError('kernel "cudnn" needs an NVIDIA GPU; take "xla"')
     put = place or (lambda _, values: jnp.asarray(values))
 
     def make(key: jax.Array) -> Mistral:
@@ -66,7 +69,23 @@ def load(
     skeleton = eqx.filter_eval_shape(make, jax.random.key(0))
     arrays, rest = eqx.partition(skeleton, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     model: Mistral = eqx.combine(map_named(fill, arrays), rest)
-    return but(model, dtype=dtype or str(model.embed.dtype))
+    own = str(model.embed.dtype)
+    if own == "float16" and jax.default_backend() == "cpu":
+        own = "float32"
+    return but(model, dtype=dtype or own)
+
+
+def _checked(name: str, given: Any) -> str | None:
+    """The name of a type, given as that or as a type of JAX's or numpy's."""
+    if given is None:
+        return None
+    try:
+        found = given if isinstance(given, str) else str(jnp.dtype(given))
+    except TypeError:
+        found = repr(given)
+    if found not in DTYPES.values():
+        raise ModelError(f"{name} {found}: must be one of {', '.join(DTYPES.values())}")
+    return found
 
 
 def read(stored: Stored) -> np.ndarray:

@@ -194,8 +194,13 @@ def read_manifest(folder: Path) -> tuple[MistralConfig, Origin, Header]:
         raise NewerFormatError(f"{path}: format {values['format']} is newer than this perdure reads ({FORMAT})")
     try:
         config, origin = MistralConfig(**values["config"]), Origin(**values["origin"])
+        outside = [name for name in (*origin.texts, *origin.headers, *origin.beside) if Path(name).name != name]
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path}: not as port writes it: {error}; port the model again") from error
+    if outside:
+        raise ModelError(
+            f"{path}: {outside[0]!r} is no name of a file in a model's folder; nothing is written there"
+        )
     return config, origin, read_header(folder / WEIGHTS)
 
 

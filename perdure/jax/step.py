@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from perdure.jax.adafactor import scale_by_adafactor
 from perdure.jax.regressor import Regressor, row_losses
 from perdure.jax.rows import Batch
 from perdure.jax.settings import FitSettings
@@ -44,7 +45,7 @@ def make_optimizer(settings: FitSettings) -> optax.GradientTransformation:
     if settings.optimizer == "adamw":
         parts.append(optax.scale_by_adam(*settings.betas, settings.eps))
     else:
-        parts += [optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)]
+        parts.append(scale_by_adafactor())
     if settings.weight_decay:
         parts.append(optax.add_decayed_weights(settings.weight_decay))
     return optax.chain(*parts)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perdure.errors import ConfigError, DataError, RunError
 from perdure.order import fingerprint
-from perdure.recipes.run import quieten
+from perdure.recipes.run import is_jax, quieten
 from perdure.recipes.show import print_results, write_pages
 from perdure.training.display import Terminal
 from perdure.training.folder import RunFolder
+from perdure.training.settings import RunSettings
+
+if TYPE_CHECKING:
+    from perdure.training.plan import Plan
+    from perdure.training.run import Run
 
 
 def erase_rows(path: Path, keys: Sequence[str], matches: Sequence[str], retrain: bool, resume: bool) -> None:
     """Erase rows from a run, and print what became of it."""
     from perdure.training.erase import erase
-    from perdure.training.plan import every_row, make_plan
-    from perdure.training.run import Run
+    from perdure.training.plan import every_row
 
     folder = RunFolder(path)
     settings = folder.settings()
@@ -35,11 +40,11 @@ def erase_rows(path: Path, keys: Sequence[str], matches: Sequence[str], retrain:
     quieten()
     display = Terminal()
     commands = folder.recorded().get("commands", [])
-    base = folder.recipe_folder
+    make, run = _makers(folder, display)
     with folder.locked():
         wanted = {fingerprint(key) for key in keys}
         if pairs:
-            rows = every_row(make_plan(settings, base), settings.erased)
+            rows = every_row(make(settings), settings.erased)
             for field, value in pairs:
                 found = {row.key for row in rows if str(row.fields.get(field)) == value}
                 if not found:
@@ -48,9 +53,9 @@ def erase_rows(path: Path, keys: Sequence[str], matches: Sequence[str], retrain:
         way = erase(
             folder,
             wanted,
-            lambda settings: make_plan(settings, base),
+            make,
             # The command that erases names the keys, which are not to be found here again.
-            lambda plan: Run(plan, folder, display, f"perdure erase {path}", commands),
+            lambda plan: run(plan, folder, display, f"perdure erase {path}", commands),
             retrain,
             display.say,
         )
@@ -71,17 +76,28 @@ def erase_rows(path: Path, keys: Sequence[str], matches: Sequence[str], retrain:
     display.say(f"record: {folder.erasures}")
 
 
-def _write_again(folder: RunFolder, display: Terminal) -> None:
-    """Predictions and tables of a run of reactions, without the rows."""
-    from perdure.recipes.reactions.outputs import write_outputs
+def _makers(folder: RunFolder, display: Terminal) -> tuple[Callable[[RunSettings], Plan], Callable[..., Run]]:
+    """What makes the plan and the run of the backend that trained what is here."""
+    base = folder.recipe_folder
+    if is_jax(folder):
+        from perdure.recipes.reactions import jax_backend
+
+        return lambda settings: jax_backend.make_plan(settings, base, display.say), jax_backend.JaxRun
     from perdure.training.plan import make_plan
     from perdure.training.run import Run
 
-    run = Run(make_plan(folder.settings(), folder.recipe_folder), folder, display)
-    run.load()
+    return lambda settings: make_plan(settings, base), Run
+
+
+def _write_again(folder: RunFolder, display: Terminal) -> None:
+    """Predictions and tables of a run of reactions, without the rows."""
+    from perdure.recipes.reactions.outputs import write_outputs
+    from perdure.recipes.reactions.predict import opened
+
+    run, teller = opened(folder.settings(), folder, display)
     run.remember()
-    write_outputs(run)
-    if (cache := run.plan.model.cache) is not None:
+    write_outputs(run, teller)
+    if (cache := getattr(run.plan.model, "cache", None)) is not None:
         display.say(
             f"note: hidden states of the rows are still kept in {cache.folder}; it may be removed at any time"
         )

@@ -132,12 +132,18 @@ def completed(described: Mapping[str, Mapping[str, Any]] | None) -> dict[str, di
     """What `describe` gave, with the defaults of settings that came later."""
     if described is None:
         return None
-    defaults = {name: {key: p.default for key, p in settings_of(name).items()} for name in described}
-    return {name: {**defaults[name], **values} for name, values in described.items()}
+    known = [name for name in described if name in STRATEGIES]  # not what stands for another backend's
+    defaults = {name: {key: p.default for key, p in settings_of(name).items()} for name in known}
+    return {name: {**defaults.get(name, {}), **values} for name, values in described.items()}
 
 
 def describe(strategy: Strategy) -> dict[str, dict[str, Any]] | None:
-    """Names and settings that `build` makes the same strategy from; None for a class of the user's own."""
+    """Names and settings that `build` makes the same strategy from; None for a class of the user's own.
+
+    A stand-in for what another backend has built says so itself, by an attribute `description`.
+    """
+    if (own := getattr(strategy, "description", None)) is not None:
+        return dict(own)
     members = strategy.strategies if isinstance(strategy, Chain) else (strategy,)
     if any(STRATEGIES.get(member.name) is not type(member) for member in members):
         return None

@@ -81,7 +81,8 @@ class OutOfMemory(RunFailure):
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory is full, of a device or of the machine."""
     words = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+    said = (*words, "RESOURCE_EXHAUSTED")  # the last is JAX's
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in said)
 
 
 def what_fits(learner: Learner, rows: Sequence[Example]) -> Fits:

@@ -293,26 +293,44 @@ def test_it_learns(changes: Any, make_learner: Any, make_tasks: Any) -> None:
 
 
 def test_adafactor_is_that_of_transformers() -> None:
-    """Absolute learning rate, own clipping, factors of a matrix: five steps on one matrix of 130 × 129."""
+    """Absolute rate, own clipping, factors of every matrix: five steps on uneven gradients.
+
+    Of stacked layers each is a weight of its own: LoRA's factors are as small as here, and norms are vectors.
+    """
     from transformers.optimization import Adafactor
 
     from perdure.jax.step import make_optimizer
 
     rng = np.random.default_rng(0)
-    start, steps = rng.normal(size=(130, 129)), rng.normal(size=(5, 130, 129))
-    theirs = torch.nn.Parameter(torch.tensor(start, dtype=torch.float32))
+    shapes = {"head.last": (130, 129), "head.bias": (40,), "layers.a": (3, 16, 256), "layers.norm": (3, 64)}
+    start = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    uneven = {name: rng.lognormal(0, 2, size=shape) for name, shape in shapes.items()}
+    apart = [(name, i) for name, shape in shapes.items() for i in (range(3) if "layers" in name else (None,))]
+    theirs = {
+        (name, i): torch.nn.Parameter(torch.tensor(start[name] if i is None else start[name][i]).float())
+        for name, i in apart
+    }
     optimizer = Adafactor(
-        [theirs], lr=1e-2, scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=0.1
+        theirs.values(), lr=1e-2, scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=0.1
     )
-    ours = jnp.asarray(start, jnp.float32)
+    ours = {name: jnp.asarray(value, jnp.float32) for name, value in start.items()}
     made = make_optimizer(FitSettings(optimizer="adafactor", clip=None, weight_decay=0.1))
     state = made.init(ours)
-    for gradient in steps:
-        theirs.grad = torch.tensor(gradient, dtype=torch.float32)
+    for _ in range(5):
+        gradient = {name: uneven[name] * rng.normal(size=shape) for name, shape in shapes.items()}
+        for (name, i), parameter in theirs.items():
+            parameter.grad = torch.tensor(gradient[name] if i is None else gradient[name][i]).float()
         optimizer.step()
-        change, state = made.update(jnp.asarray(gradient, jnp.float32), state, ours)
-        ours = ours - 1e-2 * change
-    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=2e-4)
+        change, state = made.update({n: jnp.asarray(g, jnp.float32) for n, g in gradient.items()}, state, ours)
+        ours = {name: value - 1e-2 * change[name] for name, value in ours.items()}
+    for (name, i), parameter in theirs.items():
+        found = ours[name] if i is None else ours[name][i]
+        np.testing.assert_allclose(found, parameter.detach().numpy(), atol=1e-5, err_msg=f"{name} {i}")
+    sizes = {name.rpartition("moments.")[2]: leaf.shape for name, leaf in named(state).items() if "moments" in name}
+    assert sizes == {
+        "head.last.row": (130,), "head.last.column": (129,), "head.bias.full": (40,),
+        "layers.a.row": (3, 16), "layers.a.column": (3, 256), "layers.norm.full": (3, 64),
+    }  # fmt: skip
 
 
 def test_an_empty_task_is_refused(make_learner: Any, make_regressor: Any) -> None:

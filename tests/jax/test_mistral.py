@@ -155,6 +155,15 @@ def test_shapes_are_checked_here(backbone: Any) -> None:
         backbone.states(jnp.zeros((2, 3)))
 
 
+def test_an_unknown_token_gives_no_number(backbone: Any, ids: Any) -> None:
+    """JAX would take the last embedding in its place. The other rows are as they were."""
+    import jax.numpy as jnp
+
+    found = np.asarray(backbone(jnp.asarray(ids).at[0, 4].set(10_000)))
+    assert np.isnan(found[0]).all()
+    assert np.array_equal(found[1], backbone(ids)[1])
+
+
 def test_no_head_no_logits(make_regressor: Any, ids: Any) -> None:
     with pytest.raises(ModelError, match="no head to make logits"):
         make_regressor().backbone(ids)

@@ -267,7 +267,11 @@ def test_other_mistakes(huggingface: Path, ported: Path, tmp_path: Path) -> None
         port(tmp_path / "none", tmp_path / "a")
     with pytest.raises(ModelError, match=r"no perdure.json here, so it is no ported model; make one: perdure port"):
         load(huggingface)
-    with pytest.raises(ModelError, match=r"dtype 'int8': must be one of float32, bfloat16"):
+    with pytest.raises(ModelError, match='kernel "cudnn" needs an NVIDIA GPU'):
+        load(ported, kernel="cudnn")
+    with pytest.raises(ModelError, match=r"kernel 'flash': must be one of xla, cudnn"):
+        load(ported, kernel="flash")
+    with pytest.raises(ModelError, match=r"dtype int8: must be one of float32, bfloat16"):
         load(ported, "int8")
     shutil.copytree(ported, tmp_path / "b")
     manifest = tmp_path / "b" / "perdure.json"
@@ -278,6 +282,47 @@ def test_other_mistakes(huggingface: Path, ported: Path, tmp_path: Path) -> None
     manifest.write_text(json.dumps({**values, "config": {}}))
     with pytest.raises(ModelError, match="not as port writes it"):
         load(tmp_path / "b")
+    for part, name in (("texts", "../evil"), ("headers", "a/b.safetensors"), ("beside", "/etc/passwd")):
+        given = values["origin"][part]
+        added = [*given, name] if isinstance(given, list) else {**given, name: "x"}
+        manifest.write_text(json.dumps({**values, "origin": {**values["origin"], part: added}}))
+        with pytest.raises(ModelError, match="is no name of a file"):
+            port(tmp_path / "b", tmp_path / "out" / "in", "huggingface")
+        assert not (tmp_path / "out").exists()
+
+
+def test_types_are_taken_as_text_or_as_jax_has_them(ported: Path, ids: Any) -> None:
+    import jax.numpy as jnp
+
+    text, kind = load(ported, "bfloat16"), load(ported, jnp.bfloat16)
+    assert np.array_equal(text(ids), kind(ids))
+    with pytest.raises(ModelError, match=r"dtype int32: must be one of float32"):
+        load(ported, jnp.int32)
+
+
+def test_float16_is_computed_in_float32_on_a_processor(make_mistral: Any, tmp_path: Path, ids: Any) -> None:
+    make_mistral(torch.float16).save_pretrained(tmp_path / "half")
+    port(tmp_path / "half", tmp_path / "ported")
+    model = load(tmp_path / "ported")
+    assert str(model.embed.dtype) == "float16"
+    assert np.array_equal(model(ids), load(tmp_path / "ported", "float32")(ids))
+
+
+def test_a_tied_model_goes_through_mistrals_layout_and_back(make_mistral: Any, tmp_path: Path, ids: Any) -> None:
+    make_mistral(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    port(tmp_path / "tied", tmp_path / "own", "mistral")
+    port(tmp_path / "own", tmp_path / "ported")
+    port(tmp_path / "tied", tmp_path / "straight")
+    assert np.array_equal(load(tmp_path / "ported")(ids), load(tmp_path / "straight")(ids))
+
+
+@pytest.mark.parametrize("scaled", [{"yarn": {"factor": 4}}, {"use_scaled_rope": True}])
+def test_scaled_positions_are_refused_in_either_layout(scaled: dict[str, Any], own: Path, tmp_path: Path) -> None:
+    shutil.copytree(own, tmp_path / "own")
+    settings = tmp_path / "own" / "params.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **scaled}))
+    with pytest.raises(ModelError, match=r"scaled rotary positions \("):
+        port(tmp_path / "own", tmp_path / "new")
 
 
 def test_what_fails_midway_leaves_nothing(huggingface: Path, tmp_path: Path, monkeypatch: Any) -> None:

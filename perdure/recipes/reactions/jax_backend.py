@@ -80,12 +80,15 @@ def make_plan(settings: RunSettings, folder: Path | None = None, say: Say = lamb
     longest = max(len(row.x) for task in stream for row in (*task.train, *task.evaluation) if row.x is not None)
     ported = _ported(source, base, say)
     model = _model(ported, settings, strategy, longest)
-    kept = min(model.fit.settings.memory or 0, sum(len(task.train) for task in stream))
     from perdure.recipes.reactions.jax_learner import JaxStrategy
 
+    own, replays = model.fit.settings, settings.strategy == "replay"
+    kept = min(own.memory or 0, sum(len(task.train) for task in stream)) if replays else 0
+    # Of another length of its batches a run ends in other bits.
+    stand_in = JaxStrategy(kept, {"length": own.length, "capacity": own.memory if replays else None})
     return Plan(
         settings, language, model, None, stream, stages, mode,
-        JaxStrategy(kept if settings.strategy == "replay" else 0), (),
+        stand_in, (),
         {"tasks": data.facts, "notes": data.notes, "scale": data.scale}, {**base, STATE: BACKEND}, folder,
         "regression",
     )  # fmt: skip
@@ -99,6 +102,7 @@ class JaxRun(Run):
         folder: as of a run.
         display: the same.
         again: the same.
+        commands: the same.
         callbacks: the same.
     """
 
@@ -108,11 +112,12 @@ class JaxRun(Run):
         folder: RunFolder,
         display: Display | None = None,
         again: str = "",
+        commands: Sequence[str] | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         from perdure.recipes.reactions.jax_learner import JaxLearner, JaxStrategy
 
-        super().__init__(plan, folder, display, again, callbacks=callbacks)
+        super().__init__(plan, folder, display, again, commands, callbacks)
         self.learner = JaxLearner(plan.model, cast(JaxStrategy, plan.strategy), plan.settings)
         self.measure = RegressionMeasure(self.learner)
 
@@ -147,7 +152,7 @@ def execute(settings: RunSettings, folder: RunFolder, display: Display, again: s
     with folder.locked():
         plan = make_plan(settings, None, display.say)
         with stopped(trackers):
-            run = JaxRun(plan, folder, display, again, trackers)
+            run = JaxRun(plan, folder, display, again, callbacks=trackers)
             results = run.execute()
             if results is not None:
                 from perdure.recipes.reactions.jax_learner import foretell

@@ -82,12 +82,14 @@ class JaxStrategy(Strategy):
 
     Args:
         rows: kept at the end.
+        settings: numbers that hang on the stream's rows, such as a capacity that was given as a share.
     """
 
     name: ClassVar[str] = "jax"
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, settings: Mapping[str, int | None] | None = None) -> None:
         self.rows = rows
+        self.description = {self.name: dict(settings or {})}
 
     def claim(self) -> None:
         """It holds nothing that a second training could find."""
@@ -149,7 +151,7 @@ class JaxLearner(Learner):
         return StepResult(
             loss=found.loss + found.penalty,
             lr=lr,
-            tokens=sum(len(row.ids) for row in found.rows),
+            tokens=len(found.rows),  # what a regression counts
             targets=len(found.rows),
             rows=len(found.rows),
             replayed_rows=found.replayed,

@@ -75,6 +75,9 @@ def check(settings: RunSettings) -> None:
         "skip_bad_batches": settings.skip_bad_batches,
         "device": settings.device != "auto",
         "optimizer.fused": optimizer.fused,
+        "evaluation_batch_size": settings.evaluation_batch_size != usual("evaluation_batch_size"),
+        "gradient_checkpointing (with a frozen backbone)": settings.gradient_checkpointing
+        and settings.tuning == "head",
     }
     wrong += [f"{name}: the jax backend has no such setting; leave it out" for name, given in idle.items() if given]
     for name, values in settings.continual_strategy.items():
@@ -83,11 +86,22 @@ def check(settings: RunSettings) -> None:
             f"continual_strategy.{name}.{key}: the jax backend takes {', '.join(TAKEN.get(name, ())) or 'none'}"
             for key in more
         ]
+    capacity = settings.continual_strategy.get("replay", {}).get("capacity", 0)
+    if settings.strategy == "replay" and isinstance(capacity, str) and not capacity.strip().endswith("%"):
+        wrong.append(
+            f"continual_strategy.replay.capacity {capacity!r} (--memory): the jax backend counts rows; give a "
+            "number of them, a share such as 10%, or all"
+        )
     ratio = settings.continual_strategy.get("replay", {}).get("ratio", 1)
     if not isinstance(ratio, int | float):
         wrong.append(f"continual_strategy.replay.ratio {ratio!r}: the jax backend takes a number")
     if wrong:
         raise ConfigError("perdure reactions --backend jax: " + "\n  ".join(wrong))
+
+
+def usual(name: str) -> Any:
+    """A setting's default."""
+    return RunSettings.model_fields[name].default
 
 
 def targets(settings: RunSettings) -> tuple[str, ...]:
