@@ -437,6 +437,10 @@ def test_a_memory_of_all_keeps_the_rows_of_later_tasks_too(
         for name in ("ether", "ester"):
             extended = perdure("extend", run, "--task", place / "more.csv", "--name", name)
             assert extended.code == 0, extended.err
+            words = " ".join(extended.out.split())
+            assert ("20 of 20 rows were trained on before" in words) == (name == "ester")
+            assert ("20 of 20 held-out rows are held out in an earlier task too" in words) == (name == "ester")
+            assert "over all held-out rows: R²" in words
     assert results(run)["memory"] == 5 * 20
 
 
@@ -453,7 +457,10 @@ def test_extend_refuses_what_cannot_be(
     assert "no such file" in said("--task", tmp_path / "gone.csv")
     odd = write_table(tmp_path / "odd.csv", [{"a": "C>>N", "b": 4}])
     assert "The file has: a, b" in said("--task", odd)
-    assert perdure("extend", extended, "--resume").code == 0
+    again = perdure("extend", extended, "--resume")
+    assert again.code == 0
+    named = write_table(tmp_path / "named.csv", [{"reaction_smiles": "C>>N", "worth": 4}])
+    assert "Give the columns the names that they have in the run's own table" in said("--task", named)
     done = perdure("predict", extended, place / "more.csv", "-o", tmp_path / "p.csv")
     assert done.code == 0, done.err
     assert len(table(tmp_path / "p.csv")) == 40
@@ -524,7 +531,9 @@ def test_predict_refuses_what_cannot_be(
         assert "Traceback" not in done.err
         return " ".join(done.err.split())
 
-    assert "there are factors for 0.1, 0.15" in said(replayed, file, "-o", tmp_path / "p.csv", "--level", "0.99")
+    assert "--level 0.99: choose one of 0.1, 0.15" in said(
+        replayed, file, "-o", tmp_path / "p.csv", "--level", "0.99"
+    )
     assert "is no run of reactions" in said(finished_run, file)
     assert "no such file" in said(replayed, tmp_path / "gone.csv")
     assert "is a folder" in said(replayed, file, "-o", tmp_path)

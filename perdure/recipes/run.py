@@ -216,6 +216,10 @@ def extend_run(
     else:
         execute(settings, folder.recipe_folder, folder, display, again, track)
     print_results([path], display)
+    if settings.stream.reactions is not None:
+        from perdure.recipes.reactions.outputs import print_summary
+
+        print_summary(path, display.say)
 
 
 def task_spec(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ def print_results(paths: Sequence[Path], display: Display, report: Path | None =
     for name, result in zip(names, results, strict=True):
         if skipped := result.get("skipped"):
             console.print(Text(words.skipped(name, skipped, result["steps"]), style="bold red"), soft_wrap=False)
+    _say_apart(zip(names, results, strict=True), console.print)
     heads, shown = zip(*_told_and_inferred(names, results), strict=True)
     sections = [*_scores(shown, metric), {} if blank else _loss(shown, metric), _probe(shown, metric)]
     console.print(_table(shown, heads, metric, [*sections, _cost(shown)]))
@@ -62,6 +63,15 @@ def print_results(paths: Sequence[Path], display: Display, report: Path | None =
         display.say(f"run:    {path}")
     for line in _pages(paths, report or paths[0] / "report.html"):
         display.say(line)
+
+
+def _say_apart(results: Iterable[tuple[str, Results]], say: Callable[..., None]) -> None:
+    from rich.text import Text
+
+    from perdure.report import words
+
+    for warning in words.scored_apart(list(results)):
+        say(Text(warning, style="bold red"), soft_wrap=False)
 
 
 def _told_and_inferred(names: Sequence[str], results: Sequence[Results]) -> Iterator[tuple[str, Results]]:
@@ -244,4 +254,13 @@ def rebuild(paths: Sequence[Path], out: Path | None) -> None:
         out = paths[0] if len(paths) == 1 else Path(os.path.commonpath([p.resolve() for p in paths]))
     if out.suffix != ".html":
         out = out / "report.html"
-    print(*_pages(paths, write_pages(paths, out)), sep="\n")
+    from rich.console import Console
+
+    page = write_pages(paths, out)
+    _say_apart([(path.name, _results_there(path)) for path in paths], Console().print)
+    print(*_pages(paths, page), sep="\n")
+
+
+def _results_there(path: Path) -> Results:
+    """A run's results; nothing where it is not finished."""
+    return read_results(path) if (path / "results.json").is_file() else {}

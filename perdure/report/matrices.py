@@ -129,8 +129,9 @@ def _draw(
     known = [x for table in tables for x in table.known]
     written = max((len(words.value(metric, x, unit=False, digits=digits, signed=signed)) for x in known), default=1)
     cell = (max(0.42, written * size * 0.0088 + 0.08), 0.27 if most_tasks > 8 else 0.34)
-    # Names slant beyond the last column.
-    inner, names = max(1.8, most_tasks * cell[0] + 0.2) + longest * 0.055, longest * 0.065 + 0.4
+    # Names slant beyond the last column; beside other panels there is no room to keep for that.
+    beyond = longest * 0.055 if len(runs) == 1 else 0.0
+    inner, names = max(1.8, most_tasks * cell[0] + 0.2) + beyond, longest * 0.065 + 0.4
     # Beside a panel with the same stages, a panel needs no names of its own; so more fit beside one another.
     own = [i == 0 or table.rows != tables[i - 1].rows for i, table in enumerate(tables)]
     width = inner + names * sum(own) / len(own)

@@ -123,7 +123,10 @@ def _context(runs: Sequence[Run], drawn: Drawn) -> dict[str, Any]:
 
     context: dict[str, Any] = {
         "title": ", ".join(run.name for run in runs),
-        "warnings": [words.skipped(run.name, run.skipped, run.num_steps) for run in runs if run.skipped],
+        "warnings": [
+            *(words.skipped(run.name, run.skipped, run.num_steps) for run in runs if run.skipped),
+            *words.scored_apart([(run.name, run.results) for run in runs]),
+        ],
         "sentences": words.sentences(runs),
         "runs": _facts(runs),
         "metrics": [],

@@ -294,6 +294,31 @@ def skipped(name: str, num_skipped: int, num_steps: int | None) -> str:
     return f"{name}: {part} {verb} skipped, since loss or gradient was not finite."
 
 
+def scored_apart(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Which tasks runs of one seed were scored on by other rows, so that their numbers cannot be compared.
+
+    Args:
+        runs: each run's name and results, of which "scored" is a hash of its held-out rows by task.
+    """
+    by_rows: dict[tuple[str, Any], dict[str, list[str]]] = {}
+    for name, results in runs:
+        for task, rows in (results.get("scored") or {}).items():
+            by_rows.setdefault((task, results.get("seed")), {}).setdefault(rows, []).append(name)
+    apart: dict[str, list[str]] = {}
+    for (task, _), groups in by_rows.items():
+        if len(groups) > 1:
+            apart.setdefault(" | ".join(", ".join(names) for names in groups.values()), []).append(task)
+    return [
+        f"Not to be compared: {names} were scored on other rows of {_listed(tasks)}."
+        for names, tasks in apart.items()
+    ]
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def few(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Which tasks have no evaluation rows, or too few for their scores to say much."""
     out = []

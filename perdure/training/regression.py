@@ -103,7 +103,7 @@ class ReactionData:
         # By its own yields, a poor task's percents would pass for fractions.
         own = self.spec.model_copy(update={"file": spec.train, "order": "file", "yield_scale": self.scale})
         place = self._find(spec.train)
-        names = list(reactions.tasks_of(reactions.read(own, place).rows))
+        names = list(reactions.tasks_of(reactions.read(own, place, fixed=True).rows))
         single = len(names) == 1
         # A pair that the stream has already comes again under the new task's name.
         taken = {name: f"{spec.name}/{name}" for name in names if name in before.names}
@@ -115,7 +115,7 @@ class ReactionData:
         tasks = self._tasks(whole, place, rename={names[0]: spec.name} if single else taken)
         if spec.evaluation is not None:
             scored = own.model_copy(update={"file": spec.evaluation, "holdout": 0.0, "augment": 0})
-            rows = reactions.read(scored, self._find(spec.evaluation)).rows
+            rows = reactions.read(scored, self._find(spec.evaluation), fixed=True).rows
             evaluation, _ = self._encode([*rows])
             train = self._without(tasks[0].train, {_text(row) for row in evaluation})
             tasks = [Task(tasks[0].name, train, [row.but(task=tasks[0].name) for row in evaluation])]
@@ -126,6 +126,16 @@ class ReactionData:
             train = self._without(task.train, held)
             if not train:
                 raise DataError(f"{place}: task {task.name!r} has no training rows that are not scored elsewhere")
+            again, twice = (
+                sum(_text(row) in met for row in rows) for met, rows in ((known, train), (held, evaluation))
+            )
+            if again:
+                fact["notes"].append(f"task {task.name}: {again} of {len(train)} rows were trained on before")
+            if twice:
+                fact["notes"].append(
+                    f"task {task.name}: {twice} of {len(evaluation)} held-out rows are held out in an earlier task "
+                    "too, and count twice in what is said of all rows"
+                )
             fact["train"] |= {"kept": len(train), "overlapping": len(task.train) - len(train)}
             fact["evaluation"] |= {
                 "kept": len(evaluation),

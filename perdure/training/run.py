@@ -660,6 +660,7 @@ class Run:
             "replay": replay,
             **self.changes.results(),
             "data": {fact["name"]: row_counts(fact) for fact in plan.data["tasks"]},
+            "scored": plan.scored,
             "versions": versions(),
             "machine": machine(),
         }

@@ -1,5 +1,6 @@
 """The page: one file, everything escaped, nothing from outside; and the plots of a run folder."""
 
+import json
 import math
 import os
 import re
@@ -133,6 +134,19 @@ def test_skipped_steps_come_first(make_run, tmp_path):
     warning = '<p class="warning">&lt;script&gt;alert(1)&lt;/script&gt;: 7 of 30 steps were skipped'
     assert text.index(warning) < text.index('<ul class="lead">')
     assert 'class="warning"' not in text_of(write_report([make_run(skipped=0)], tmp_path / "report.html"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_that_were_scored_on_other_rows_are_told_apart(make_run, tmp_path):
+    """Of task a the second run has other rows, of b the third says nothing; alone none is warned of."""
+    one, two = ({"a": x, "b": "same", "c": "same"} for x in ("1", "2"))
+    runs = [make_run("one"), make_run("two"), make_run("old")]
+    for path, scored in zip(runs, (one, two, None), strict=True):
+        results = json.loads((path / "results.json").read_text())
+        (path / "results.json").write_text(json.dumps({**results, **({"scored": scored} if scored else {})}))
+    page = text_of(write_report(runs, tmp_path / "report.html"))
+    assert '<p class="warning">Not to be compared: one | two were scored on other rows of a.' in page
+    assert "Not to be compared" not in text_of(write_report([runs[0], runs[2]], tmp_path / "two.html"))
 
 
 @pytest.mark.usefixtures("undrawn")

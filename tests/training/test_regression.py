@@ -470,7 +470,7 @@ def test_bounds_by_hand() -> None:
     lower, upper = Intervals({0.9: math.inf, 0.8: 3.0}).bounds(foretold)
     assert (lower.tolist(), upper.tolist()) == ([0.0, 0.0], [1.0, 1.0])
     assert Intervals({0.8: 3.0}).bounds(foretold, 0.8)[1][1] == 1.0
-    with pytest.raises(ConfigError, match=r"level 0.7: there are factors for 0.9"):
+    with pytest.raises(ConfigError, match=r"level 0.7: choose one of 0.9"):
         Intervals({0.9: 2.0}).bounds(foretold, 0.7)
 
 

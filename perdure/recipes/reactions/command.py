@@ -40,6 +40,8 @@ def run_reactions(
     display = Terminal()
     if folder.exists and not resume:
         raise RunError(f"{folder.path} holds a run already: add --resume to go on with it, or give another --out")
+    if resume and not folder.exists:
+        display.say(f"{folder.path}: no run here yet; starting")
     if folder.exists:
         _refuse_other(folder, backend)
         from perdure.training.plan import changed_settings, fixed_settings

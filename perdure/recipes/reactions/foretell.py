@@ -133,7 +133,7 @@ class Intervals:
         """Refuse a level that there is no factor for, with a ConfigError."""
         if level not in self.factors:
             known = ", ".join(f"{one:g}" for one in self.factors)
-            raise ConfigError(f"level {level:g}: there are factors for {known}")
+            raise ConfigError(f"--level {level:g}: choose one of {known}")
 
     def bounds(self, foretold: Foretold, level: float = LEVEL) -> tuple[Array, Array]:
         """Lower and upper ends, within 0 and 1."""

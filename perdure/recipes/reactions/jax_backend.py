@@ -62,6 +62,8 @@ def make_plan(settings: RunSettings, folder: Path | None = None, say: Say = lamb
     check(settings)
     settings = pin_similarity(settings)
     source = Path(settings.model)
+    if not source.is_dir():
+        raise ModelError(f"{source}: the folder of the run's model is not there; put it back")
     config = open_source(source).config
     language = _language(settings.model, source)
     from perdure.jax import MHAR

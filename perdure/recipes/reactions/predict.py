@@ -60,7 +60,7 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
     # What is foretold needs no conditions, which are the baseline's; and text has no sheets.
     sheet = spec.sheet if file.suffix.lower() == ".xlsx" else None
     own = spec.model_copy(update={"yield_scale": plan.data["scale"], "sheet": sheet, "condition_columns": None})
-    table = reactions.read(own, file, labelled=False)
+    table = reactions.read(own, file, labelled=False, fixed=True)
     limit = min(settings.max_length or plan.language.max_length, plan.language.max_length)
     encoded, long = ReactionEncoder(plan.language.tokenizer, limit).encode(table.rows)
     if not encoded:
@@ -94,7 +94,11 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
         keys = ", ".join(long[:5])
         display.say(f"note: {len(long)} rows are longer than {limit} tokens and were left out: {keys}")
     unit = "percent" if scale == 100 else "fractions"
-    width = f"intervals of {level:.0%}" if intervals is not None else "no intervals: too few rows were held out"
+    width = (
+        f"intervals of {level:.0%}"
+        if intervals is not None
+        else "no intervals, which need 20 held-out rows of a finished run"
+    )
     display.say(f"{len(rows)} predictions in {unit}, {width}")
     if trained := places.count(TRAINED):
         display.say(f"note: the run was trained on {trained} of these reactions; the column {IN_RUN} tells them")
@@ -103,7 +107,7 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
         found = regression_metrics(torch.tensor(made.mean[new]), torch.tensor(values[new]))
         display.say(
             f"against {new.sum()} yields in the file that it was not trained on: R² {found['r2']:.3f}, "
-            f"RMSE {found['rmse'] * scale:.3g}, MAE {found['mae'] * scale:.3g}"
+            f"RMSE {found['rmse'] * scale:.3g}, MAE {found['mae'] * scale:.3g} ({unit})"
         )
     display.say(f"written: {out}")
 

@@ -27,6 +27,7 @@ YIELD_COLUMNS = (
     "labels",
     "y",
 )
+RENAME = "Give the columns the names that they have in the run's own table."
 KEY_COLUMNS = (names.PUBLISHED_KEY.lower(), "reaction_number", "reaction_id", "rxn_id", "id")
 TASK_COLUMNS = (("Reactant_1_Name", "Reactant_2_Name"), ("reactant_1", "reactant_2"))
 
@@ -43,8 +44,10 @@ class Columns:
     assembled: bool
 
 
-def find_columns(spec: ReactionsSpec, cells: Cells, labelled: bool) -> Columns:
+def find_columns(spec: ReactionsSpec, cells: Cells, labelled: bool, fixed: bool = False) -> Columns:
     """The columns of a file; without `labelled`, those of yields and tasks may be missing.
+
+    An error advises to name a column in the settings or, where those are `fixed`, as in the run's own table.
 
     Raises:
         DataError: a column is missing; lists those that the file has.
@@ -54,8 +57,9 @@ def find_columns(spec: ReactionsSpec, cells: Cells, labelled: bool) -> Columns:
     smiles = _named(cells, "smiles_column", spec.smiles_column) or _first(header, SMILES_COLUMNS)
     if smiles is None and not published:
         raise DataError(
-            f"{cells.path}: no column of reaction SMILES was found (looked for {', '.join(SMILES_COLUMNS)}). Name "
-            f"it with smiles_column (--smiles-column). {_has(header)}"
+            f"{cells.path}: no column of reaction SMILES was found (looked for {', '.join(SMILES_COLUMNS)}). "
+            + (RENAME if fixed else "Name it with smiles_column (--smiles-column).")
+            + f" {_has(header)}"
         )
     value = None
     if labelled or spec.yield_column in header:
@@ -63,8 +67,9 @@ def find_columns(spec: ReactionsSpec, cells: Cells, labelled: bool) -> Columns:
     value = value or _first(header, YIELD_COLUMNS)
     if labelled and value is None:
         raise DataError(
-            f"{cells.path}: no column of yields was found (looked for {', '.join(YIELD_COLUMNS)}). Name it with "
-            f"yield_column (--yield-column). {_has(header)}"
+            f"{cells.path}: no column of yields was found (looked for {', '.join(YIELD_COLUMNS)}). "
+            + (RENAME if fixed else "Name it with yield_column (--yield-column).")
+            + f" {_has(header)}"
         )
     key = _named(cells, "key_column", spec.key_column) or _first(header, KEY_COLUMNS)
     tasks = spec.task_columns
@@ -72,8 +77,14 @@ def find_columns(spec: ReactionsSpec, cells: Cells, labelled: bool) -> Columns:
         tasks = next((pair for pair in TASK_COLUMNS if set(pair) <= set(header)), None)
     if tasks is None and labelled:
         raise DataError(
-            f"{cells.path}: which rows are one task? Name the columns in which they agree with task_columns "
-            f"(--task-columns), or give an empty list for a single task. {_has(header)}"
+            f"{cells.path}: which rows are one task? "
+            + (
+                RENAME
+                if fixed
+                else "Name the columns in which they agree with task_columns (--task-columns), or give an empty "
+                "list for a single task."
+            )
+            + f" {_has(header)}"
         )
     if labelled:
         for column in tasks or ():

@@ -25,7 +25,9 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 COPY = re.compile(r"~\d+$")
 
 
-def read(spec: ReactionsSpec, path: str | Path | None = None, *, labelled: bool = True) -> Table:
+def read(
+    spec: ReactionsSpec, path: str | Path | None = None, *, labelled: bool = True, fixed: bool = False
+) -> Table:
     """The reactions of a file, in its order, and the facts about them.
 
     Args:
@@ -33,6 +35,7 @@ def read(spec: ReactionsSpec, path: str | Path | None = None, *, labelled: bool 
         path: where the file stands; default: `spec.file` as it is.
         labelled: False to read rows whose yields are to be foretold: the yields and the columns of the tasks may be
             missing then (the task is "all", the value None).
+        fixed: whether the settings are a run's and cannot be changed; for what an error advises.
 
     Raises:
         DataError: there is no such file, a column is missing, or a cell is malformed; names file, line, column.
@@ -40,7 +43,7 @@ def read(spec: ReactionsSpec, path: str | Path | None = None, *, labelled: bool 
     """
     place = Path(spec.file if path is None else path).expanduser()
     cells = read_cells(place, spec.sheet)
-    columns = find_columns(spec, cells, labelled)
+    columns = find_columns(spec, cells, labelled, fixed)
     problems = Problems(place)
     smiles = [_smiles(cells, columns, spec.canonical, line, row, problems) for line, row in cells.rows]
     given = [_number(cells, columns.value, line, row, labelled, problems) for line, row in cells.rows]
