@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from perdure import sealed
 from perdure.tracking import read_events
 from perdure.training import checkpoint
 from perdure.training.folder import RunFolder
@@ -127,7 +128,7 @@ def test_a_read_only_folder(
     def save(self: RunFolder, name: str, state: dict[str, Any]) -> Path:
         if name.startswith("stage-002"):
             # The kernel refuses to remount while the log is open for writing.
-            monkeypatch.setattr(checkpoint, "folder", _refused(checkpoint.folder))
+            monkeypatch.setattr(sealed, "folder", _refused(sealed.folder))
         return true_save(self, name, state)
 
     try:

@@ -246,8 +246,7 @@ class Run:
                     self.display.say(f"warning: {what}: {change}; results may differ in their last digits")
             for task in changed_sources(recorded.get("data") or {}, plan.data):
                 self.display.say(
-                    f"warning: task {task}: its data files were changed since; the rows' keys are the same, their "
-                    "texts may not be"
+                    f"warning: task {task}: its data files were changed since; the rows that are used are the same"
                 )
             if state["stage"] < len(plan.stages):
                 if self.folder.finished:
