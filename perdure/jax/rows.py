@@ -102,8 +102,9 @@ def merged(tasks: Sequence[RowTask]) -> list[RowTask]:
 class Replayed:
     """What is replayed while a task is trained: a function of the earlier tasks, the seed and the draw's number.
 
-    The memory is the `capacity` rows of smallest keyed priority of all earlier ones, a uniform sample of them. It
-    is drawn from in passes, each in a new keyed order, so that rows come up equally often.
+    The memory is the `capacity` rows of smallest keyed priority of all earlier ones: a uniform sample of them, and
+    the rows that torch's reservoir keeps for the seed. It is drawn from in passes, each in a new keyed order, so
+    that rows come up equally often.
 
     Args:
         earlier: the tasks before, in order.
@@ -114,7 +115,7 @@ class Replayed:
 
     def __init__(self, earlier: Sequence[RowTask], capacity: int | None, seed: int, task: str) -> None:
         rows = [row for one in earlier for row in one.rows]
-        self.memory = rows if capacity is None else take(rows, capacity, seed, "memory", key=name_of)
+        self.memory = rows if capacity is None else take(rows, capacity, seed, "reservoir", key=name_of)
         self._order = lru_cache(2)(lambda number: arrange(self.memory, seed, "replay", task, number, key=name_of))
 
     def draw(self, start: int, end: int) -> list[Row]:

@@ -55,6 +55,17 @@ def test_memory_and_draws(make_tasks: Any) -> None:
     assert [(r.task, r.key) for r in Replayed(tasks, 7, 1, "new").draw(903, 906)] != steps[301]
 
 
+def test_the_memory_is_that_of_torchs_reservoir(make_tasks: Any) -> None:
+    from perdure.memory import ReservoirBuffer
+    from perdure.types import Example
+
+    tasks = make_tasks(3, 9)
+    theirs = ReservoirBuffer(8, 5)
+    theirs.extend(Example(row.key, row.task) for task in tasks for row in task.rows)
+    kept = {(row.task, row.key) for row in theirs}
+    assert kept == {(row.task, row.key) for row in Replayed(tasks, 8, 5, "new").memory}
+
+
 def test_a_memory_keeps_what_it_has_when_tasks_come(make_tasks: Any) -> None:
     """The rows of smallest priority: what stays of two tasks is part of what stayed of one."""
     tasks = make_tasks(2, 10)
