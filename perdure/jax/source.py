@@ -74,9 +74,8 @@ def open_source(folder: Path) -> Source:
         ModelError: no layout known here, another architecture, or tensors that are missing or have other shapes.
     """
     if not folder.is_dir():
-        raise ModelError(
-            f"{folder}: there is no such folder; give that of a model, with config.json or params.json"
-        )
+        what = "is a file" if folder.is_file() else "there is no such folder"
+        raise ModelError(f"{folder}: {what}; give the folder of a model, with config.json or params.json")
     if (folder / MANIFEST).is_file():
         return _open_ported(folder)
     single, index = folder / "model.safetensors", folder / TOGETHER

@@ -203,7 +203,9 @@ def _cost(results: Sequence[Results]) -> Section:
             "memory, rows": [words.count(result.get("memory")) for result in results],
             "replayed share of rows since task 2": [words.percent(one.get("row_share")) for one in replay],
             "replayed share of target tokens since task 2": [
-                words.percent(one.get("target_share")) for one in replay
+                # A class or a yield is one target a row, and no token.
+                words.percent(None if one.get("targets") == one.get("rows") else one.get("target_share"))
+                for one in replay
             ],
             "steps": [words.count(result["steps"]) for result in results],
             "steps skipped": [words.count(result.get("skipped") or None) for result in results],
