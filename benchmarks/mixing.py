@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study_report import interval
+from perdure.storage import write_json
 
 FIGURES = Path(__file__).parent / "figures" / "mixing"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -58,11 +58,10 @@ def run(out: Path, shared: Path, seed: int, unit: str) -> None:
 
 
 def keep(out: Path, seed: int) -> None:
-    """Copy a seed's histories to where they are kept."""
-    folder = FIGURES / f"seed{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a seed's histories to where they are kept, the model by its name alone: where it lay is no result."""
     for file in out.glob("forgetting_history_*.json"):
-        shutil.copyfile(file, folder / file.name)
+        history = json.loads(file.read_text(encoding="utf-8"))
+        write_json(FIGURES / f"seed{seed}" / file.name, {**history, "model": Path(history["model"]).name})
 
 
 def complete(seed: int, unit: str) -> bool:
