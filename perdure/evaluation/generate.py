@@ -55,6 +55,8 @@ def generate(
 def _batch(
     model: Any, prompts: Sequence[Tensor], max_new_tokens: int, end: int, max_length: int | None
 ) -> list[list[int]]:
+    from perdure.evaluation.cache import give_room, rows_can_leave
+
     device = next(model.parameters()).device
     soft = soft_prompt(model)
     virtual = 0 if soft is None else len(soft)
@@ -93,6 +95,8 @@ def _batch(
             **inputs,
             **options,
         )
+        if cache is None:
+            give_room(output.past_key_values)
         cache = output.past_key_values
         token = output.logits[:, -1].argmax(-1)  # [B]
         token = torch.where(done, end, token)
@@ -102,7 +106,7 @@ def _batch(
         if not left:
             break
         positions = positions[:, -1:] + 1
-        if 2 * left <= len(done) and _rows_can_leave(cache):
+        if 2 * left <= len(done) and rows_can_leave(cache):
             # Rows that are done would cost as much as the others to the end of the longest answer.
             keep = (~done).nonzero().flatten()
             cache.batch_select_indices(keep)
@@ -167,11 +171,6 @@ def _continued(prompt: Example, answer: Sequence[int]) -> Example:
     ids = ids_of(prompt)
     more = torch.tensor(answer, dtype=ids.dtype)
     return prompt.but(x=torch.cat([ids, more]), y=torch.cat([torch.full_like(ids, IGNORE), more]))
-
-
-def _rows_can_leave(cache: Any) -> bool:
-    """Whether all of a cache is keys and values by row: what convolutions keep is not selected with them."""
-    return all(type(layer).__name__ == "DynamicLayer" for layer in getattr(cache, "layers", [None]))
 
 
 def _keeps_logits(model: Any) -> bool:

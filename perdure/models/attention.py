@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 NAME = "perdure_sdpa"
 MOST_SCORES = 1 << 25  # of a layer; beyond them the matrix costs more than it saves
+CACHED_SCORES = 1 << 22
 BAND = 128  # queries that go together: of fewer the products are slow, of more most scores are of what is to come
 OTHERS = (
     "position_bias",
@@ -28,10 +30,13 @@ def attend(
     """An attention function of Transformers: query [B, H, T, D], key and value [B, H/g, S, D] -> [B, T, H, D].
 
     Under bf16 on a CPU, without a mask, it is softmax(QKᵀ·scaling)V over the positions up to a row's own, with
-    scores in bf16; else Transformers' own way through PyTorch.
+    scores in bf16; else PyTorch's, for a token that is being generated without a copy of the keys for every head,
+    and Transformers' own way to it for the rest.
     """
     if _dense(module, query, key, attention_mask, options):
         return _causal(query, key, value, options.get("scaling")), None
+    if _single(query, key, attention_mask, options):
+        return _grouped(query, key, value, attention_mask, options.get("scaling")), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     found: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
@@ -51,7 +56,17 @@ def _dense(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, options
         and not options.get("dropout")
         and all(options.get(name) is None for name in OTHERS)
         and 1 < query.shape[2] == key.shape[2]
-        and query.shape[:3].numel() * key.shape[2] <= MOST_SCORES
+        and query.shape[0 if torch.is_grad_enabled() else 1 : 3].numel() * key.shape[2] <= MOST_SCORES
+    )
+
+
+def _single(query: Tensor, key: Tensor, mask: Tensor | None, options: Any) -> bool:
+    return (
+        query.device.type == "cpu"
+        and query.shape[2] == 1
+        and (mask is None or mask.shape[1] == 1)
+        and not options.get("dropout")
+        and all(options.get(name) is None for name in OTHERS)
     )
 
 
@@ -60,7 +75,26 @@ def _in_bf16(query: Tensor) -> bool:
     return mixed or query.dtype == torch.bfloat16
 
 
+def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """One query a head: those of the heads that share their keys stand as rows of one matrix."""
+    batch, heads, _, width = query.shape
+    groups = heads // key.shape[1]
+    asked = query.reshape(batch, -1, groups, width)
+    seen = None if mask is None else mask.expand(-1, -1, groups, -1)
+    found = F.scaled_dot_product_attention(asked, key, value, attn_mask=seen, scale=scaling)
+    return found.reshape(batch, 1, heads, -1)
+
+
 def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    if torch.is_grad_enabled():
+        return _banded(query, key, value, scaling)
+    # Nothing is kept for a backward pass: some rows at a time, whose scores stay in the processor's cache.
+    rows = max(1, CACHED_SCORES // (query.shape[1] * query.shape[2] ** 2))
+    parts = zip(query.split(rows), key.split(rows), value.split(rows), strict=True)
+    return torch.cat([_banded(q, k, v, scaling) for q, k, v in parts])
+
+
+def _banded(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
     q, k, v = (

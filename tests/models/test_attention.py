@@ -130,3 +130,55 @@ def test_models_load_with_it_and_fp32_is_as_before(monkeypatch: pytest.MonkeyPat
             one, two = nano(input_ids=ids, use_cache=False).logits, plain(input_ids=ids, use_cache=False).logits
     assert not torch.equal(one, two)
     assert float((one.softmax(-1) - two.softmax(-1)).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("scores", [1, 4 * 49, 1 << 20])
+def test_without_gradients_rows_go_in_groups(monkeypatch: pytest.MonkeyPatch, scores: int) -> None:
+    """Of five rows one, one and all go together; no limit on a batch's scores holds, but that on a row's."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(5, 4, 7, 8), torch.randn(5, 2, 7, 8), torch.randn(5, 2, 7, 8)
+    monkeypatch.setattr(attention, "CACHED_SCORES", scores)
+    monkeypatch.setattr(attention, "MOST_SCORES", 4 * 49)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not attention._dense(CAUSAL, q, k, None, {})
+        with torch.no_grad():
+            assert attention._dense(CAUSAL, q, k, None, {})
+            found, _ = attend(CAUSAL, q, k, v, None, scaling=0.5)
+            monkeypatch.setattr(attention, "MOST_SCORES", 4 * 48)
+            assert not attention._dense(CAUSAL, q, k, None, {})
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    torch.testing.assert_close(found.double(), by_hand(q, k, v, 0.5), rtol=0.03, atol=0.03)
+
+
+def check_single(precision: torch.dtype) -> None:
+    """The last of seven places asks alone; of the first row's keys two are padding."""
+    q, k, v = (x.to(precision) for x in tensors())
+    one = q[:, :, -1:]
+    mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    mask[0, ..., :2] = False
+    found, weights = attend(CAUSAL, one, k, v, mask, scaling=0.5)
+    assert weights is None
+    expected = torch.cat([by_hand(q[:1], k[:1], v[:1], 0.5), by_hand(q[1:], k[1:], v[1:], 0.5)])[:, -1:]
+    expected[:1] = by_hand(q[:1, :, 2:], k[:1, :, 2:], v[:1, :, 2:], 0.5)[:, -1:]
+    close = {"rtol": 0.03, "atol": 0.03} if precision == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(found.double(), expected, **close)
+    assert found.shape == (2, 1, 4, 8)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_token_that_is_generated_needs_no_copy_of_the_keys(
+    monkeypatch: pytest.MonkeyPatch, precision: torch.dtype
+) -> None:
+    monkeypatch.setattr("transformers.integrations.sdpa_attention.sdpa_attention_forward", None)
+    check_single(precision)
+    right = attention._grouped
+    wrong = {
+        "groups turned": lambda q, k, v, m, s: right(q, k.flip(1), v.flip(1), m, s),
+        "heads of a group apart": lambda q, k, v, m, s: right(q[:, [0, 2, 1, 3]], k, v, m, s),
+        "padding seen": lambda q, k, v, m, s: right(q, k, v, None, s),
+        "unscaled": lambda q, k, v, m, s: right(q, k, v, m, None),
+    }
+    for version in wrong.values():
+        monkeypatch.setattr(attention, "_grouped", version)
+        with pytest.raises(AssertionError):
+            check_single(precision)
