@@ -12,12 +12,12 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.study_report import interval
-from perdure.storage import write_json
+from perdure.storage import write_bytes, write_json
 
 FIGURES = Path(__file__).parent / "figures" / "mixing"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -43,6 +43,9 @@ def main() -> None:
                 run(out, asked.shared, seed, unit)
                 keep(out, seed)
         print(f"\n{unit}\n\n" + table(FIGURES, seeds, unit))
+    image = asked.out / "selections.png"
+    write_bytes(image, figure(FIGURES, seeds))
+    print(f"\nfigure: {image}")
 
 
 def run(out: Path, shared: Path, seed: int, unit: str) -> None:
@@ -127,6 +130,54 @@ def table(out: Path, seeds: Sequence[int], unit: str) -> str:
         ]
         lines.append(f"| {name} | {len(own)} | " + " | ".join(found) + " |")
     return "\n".join(lines)
+
+
+def figure(out: Path, seeds: Sequence[int]) -> bytes:
+    """What each selection does to both losses, at equal rows and at equal tokens: a point a seed, and intervals."""
+    from matplotlib.lines import Line2D
+
+    from perdure.report.canvas import COLOURS, GREY, headline, panels, png, style
+
+    cells = {seed: found for seed in seeds if (found := rows_of(out, seed))}
+    endings = {"at equal rows": "", "at equal tokens": " of tokens"}
+    parts: tuple[tuple[str, Callable[[Row], float]], ...] = (
+        ("rise of MATH's loss over phase B (← better)", lambda row: row["a"][-1] - row["a"][0]),
+        ("HotpotQA's loss at the end (← better)", lambda row: row["b"][-1]),
+    )
+    names = POLICIES.split(",")
+    with style():
+        drawn, axes = panels(2, 5.0, 3.4, sharey=True)
+        for ax, (title, value) in zip(axes, parts, strict=True):
+            for shift, colour, ending in zip((-0.14, 0.14), COLOURS, endings.values(), strict=False):
+                for y, name in enumerate(names):
+                    key = f"{name} 10 %{ending}"
+                    values = [value(rows[key]) for rows in cells.values() if key in rows]
+                    if not values:
+                        continue
+                    middle, half = interval(values)
+                    ax.plot(values, [y + shift] * len(values), "o", color=colour, markersize=3, alpha=0.4)
+                    ax.errorbar(
+                        middle, y + shift, xerr=half if math.isfinite(half) else None,
+                        fmt="D", color=colour, markersize=5, capsize=3,
+                    )  # fmt: skip
+            ax.set_xlabel(title)
+            ax.locator_params(axis="x", nbins=5)
+            ax.grid(axis="x")
+        axes[0].axvline(0, color=GREY, linewidth=1)
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].invert_yaxis()
+        handles = [
+            Line2D([], [], marker="D", color=colour, label=label)
+            for label, colour in zip(endings, COLOURS, strict=False)
+        ]
+        drawn.legend(handles=handles, loc="outside lower center", ncols=2)
+        rise, end = (_interval([value(rows["none"]) for rows in cells.values()], 2) for _, value in parts)
+        headline(
+            drawn,
+            "A tenth of MATH, chosen in five ways: each seed, the mean and its 95 % interval\n"
+            f"Without any of it MATH's loss rises by {rise}, and HotpotQA's ends at {end}",
+        )
+        return png(drawn)
 
 
 def _mean(values: Sequence[float]) -> str:
