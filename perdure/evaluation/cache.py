@@ -25,14 +25,14 @@ class RoomyLayer(DynamicLayer):
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys[..., :0, :], values[..., :0, :]
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self.keys = self.values = None
         self.update(keys, values)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Add keys and values of new tokens; those of all tokens are given back."""
-        assert self.keys is not None
-        assert self.values is not None
+        if self.keys is None or self.values is None:
+            self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
         start, more = self.keys.shape[-2], key_states.shape[-2]
         if self._buffers is None or start + more > self._buffers[0].shape[-2]:
             room = max(ROOM, (start + more) // SHARE)
@@ -40,11 +40,29 @@ class RoomyLayer(DynamicLayer):
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[..., start : start + more, :] = new
         self.keys, self.values = (buffer[..., : start + more, :] for buffer in self._buffers)
+        self.is_initialized = True
         return self.keys, self.values
+
+    # What follows leaves tensors without room, which the next token makes.
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
         super().batch_select_indices(indices)
+        self._buffers = None
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row so many times."""
+        super().batch_repeat_interleave(repeats)
+        self._buffers = None
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Put the rows in this order."""
+        super().reorder_cache(beam_idx)
+        self._buffers = None
+
+    def reset(self) -> None:
+        """Start afresh."""
+        super().reset()
         self._buffers = None
 
 

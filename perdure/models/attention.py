@@ -36,7 +36,7 @@ def attend(
     if _dense(module, query, key, attention_mask, options):
         return _causal(query, key, value, options.get("scaling")), None
     if _single(query, key, attention_mask, options):
-        return _grouped(query, key, value, attention_mask, options.get("scaling")), None
+        return _grouped(query, key, value, options.get("scaling")), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     found: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
@@ -56,6 +56,7 @@ def _dense(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, options
         and not options.get("dropout")
         and all(options.get(name) is None for name in OTHERS)
         and 1 < query.shape[2] == key.shape[2]
+        and len(query) == len(key)
         and query.shape[0 if torch.is_grad_enabled() else 1 : 3].numel() * key.shape[2] <= MOST_SCORES
     )
 
@@ -64,7 +65,8 @@ def _single(query: Tensor, key: Tensor, mask: Tensor | None, options: Any) -> bo
     return (
         query.device.type == "cpu"
         and query.shape[2] == 1
-        and (mask is None or mask.shape[1] == 1)
+        and len(query) == len(key)
+        and mask is None
         and not options.get("dropout")
         and all(options.get(name) is None for name in OTHERS)
     )
@@ -75,14 +77,14 @@ def _in_bf16(query: Tensor) -> bool:
     return mixed or query.dtype == torch.bfloat16
 
 
-def _grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """One query a head: those of the heads that share their keys stand as rows of one matrix."""
+def _grouped(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """One query a head: those of the heads that share their keys stand as rows of one matrix.
+
+    Transformers does so itself where there is a mask.
+    """
     batch, heads, _, width = query.shape
-    groups = heads // key.shape[1]
-    asked = query.reshape(batch, -1, groups, width)
-    seen = None if mask is None else mask.expand(-1, -1, groups, -1)
-    found = F.scaled_dot_product_attention(asked, key, value, attn_mask=seen, scale=scaling)
-    return found.reshape(batch, 1, heads, -1)
+    asked = query.reshape(batch, key.shape[1], -1, width)
+    return F.scaled_dot_product_attention(asked, key, value, scale=scaling).reshape(batch, 1, heads, -1)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -50,6 +52,29 @@ def test_rows_that_leave_take_nothing_along(monkeypatch: pytest.MonkeyPatch) -> 
         new = [x[keep] for x in states(1, seed)]
         expected, found = (c.update(*new, 0) for c in (plain, roomy))
         assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.reorder_cache(torch.tensor([2, 0, 3, 1])),
+        lambda c: c.batch_repeat_interleave(1),
+        lambda c: c.crop(-2),
+        lambda c: c.reset(),
+    ],
+    ids=["reorder", "repeat", "crop", "reset"],
+)
+def test_what_else_a_cache_can_do(change: Callable[[DynamicCache], None]) -> None:
+    plain, roomy = filled([5]), filled([5])
+    give_room(roomy)
+    for c in (plain, roomy):
+        c.update(*states(1, 1), 0)
+        c.update(*states(1, 1), 1)
+        change(c)
+    for seed in (2, 3):
+        expected, found = (c.update(*states(1, seed), 0) for c in (plain, roomy))
+        assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
+        assert roomy.get_seq_length() == plain.get_seq_length()
 
 
 def test_further_tokens_are_written_in_place() -> None:

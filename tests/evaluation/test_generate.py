@@ -88,6 +88,36 @@ def test_padded_logits_equal_those_alone(make_lm: Any, kind: str) -> None:
             torch.testing.assert_close(together[row], one, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("lengths", [(1, 9, 4, 4, 7, 2), (6, 6, 6)], ids=["padded", "alike"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "bitnet", "lfm2"])
+def test_under_autocast_it_is_as_near_to_fp32_as_a_pass_without_cache(
+    make_lm: Any, kind: str, lengths: tuple[int, ...]
+) -> None:
+    """The logits of every token that was generated: their error and a bare bf16 pass's, root mean square."""
+    model = make_lm(kind, seed=3, spread=0.3)
+    given, seen = prompts(lengths), list[Tensor]()
+
+    def bf16() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    hook = model.register_forward_hook(lambda *call: seen.append(call[-1].logits[:, -1].float()))
+    found = generate(model, given, 8, end=-1, autocast=bf16)
+    hook.remove()
+    own, bare, spread = [], [], []
+    for row, i in enumerate(sorted(range(len(given)), key=lambda i: len(given[i]))):
+        whole = torch.cat([given[i], torch.tensor(found[i])])[None]
+        with torch.no_grad():
+            expected = model(input_ids=whole, use_cache=False).logits[0, len(given[i]) - 1 : -1]
+            with bf16():
+                passed = model(input_ids=whole, use_cache=False).logits[0, len(given[i]) - 1 : -1]
+        own.append(torch.stack([one[row] for one in seen]) - expected)
+        bare.append(passed.float() - expected)
+        spread.append(expected)
+    errors = [float(torch.cat(values).square().mean().sqrt()) for values in (own, bare, spread)]
+    assert errors[0] < 1.1 * errors[1]
+    assert errors[1] < 0.05 * errors[2]
+
+
 def test_wrong_positions_would_be_seen(make_lm: Any) -> None:
     """The check above can fail: without explicit positions learnt position embeddings count the padding.
 

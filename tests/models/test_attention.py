@@ -151,18 +151,13 @@ def test_without_gradients_rows_go_in_groups(monkeypatch: pytest.MonkeyPatch, sc
 
 
 def check_single(precision: torch.dtype) -> None:
-    """The last of seven places asks alone; of the first row's keys two are padding."""
+    """The last of seven places asks alone."""
     q, k, v = (x.to(precision) for x in tensors())
-    one = q[:, :, -1:]
-    mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
-    mask[0, ..., :2] = False
-    found, weights = attend(CAUSAL, one, k, v, mask, scaling=0.5)
+    found, weights = attend(CAUSAL, q[:, :, -1:], k, v, None, scaling=0.5)
     assert weights is None
-    expected = torch.cat([by_hand(q[:1], k[:1], v[:1], 0.5), by_hand(q[1:], k[1:], v[1:], 0.5)])[:, -1:]
-    expected[:1] = by_hand(q[:1, :, 2:], k[:1, :, 2:], v[:1, :, 2:], 0.5)[:, -1:]
-    close = {"rtol": 0.03, "atol": 0.03} if precision == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
-    torch.testing.assert_close(found.double(), expected, **close)
     assert found.shape == (2, 1, 4, 8)
+    close = {"rtol": 0.03, "atol": 0.03} if precision == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(found.double(), by_hand(q, k, v, 0.5)[:, -1:], **close)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -173,12 +168,24 @@ def test_a_token_that_is_generated_needs_no_copy_of_the_keys(
     check_single(precision)
     right = attention._grouped
     wrong = {
-        "groups turned": lambda q, k, v, m, s: right(q, k.flip(1), v.flip(1), m, s),
-        "heads of a group apart": lambda q, k, v, m, s: right(q[:, [0, 2, 1, 3]], k, v, m, s),
-        "padding seen": lambda q, k, v, m, s: right(q, k, v, None, s),
-        "unscaled": lambda q, k, v, m, s: right(q, k, v, m, None),
+        "groups turned": lambda q, k, v, s: right(q, k.flip(1), v.flip(1), s),
+        "heads of a group apart": lambda q, k, v, s: right(q[:, [0, 2, 1, 3]], k, v, s),
+        "unscaled": lambda q, k, v, s: right(q, k, v, None),
+        "the last key left out": lambda q, k, v, s: right(q, k[:, :, :-1], v[:, :, :-1], s),
     }
     for version in wrong.values():
         monkeypatch.setattr(attention, "_grouped", version)
         with pytest.raises(AssertionError):
             check_single(precision)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 1, 1, 7, dtype=torch.bool)])
+def test_one_query_for_all_rows_or_a_mask_are_left_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch, mask: torch.Tensor | None
+) -> None:
+    called: list[int] = []
+    monkeypatch.setattr(attention, "_grouped", lambda *_: called.append(1))
+    q, k, v = tensors()
+    found, _ = attend(CAUSAL, q[: 1 if mask is None else 2, :, -1:], k, v, mask, scaling=0.5)
+    assert not called
+    assert found.shape == (2, 1, 4, 8)
