@@ -104,7 +104,7 @@ def run(cell: Cell, out: Path, shared: Path, epochs: int, lora_epochs: int) -> N
         "--backend", cell.backend, "--set", "checkpoint_every=500", "--out", str(folder), "--resume",
     ]  # fmt: skip
     if cell.backbone == BOTH:
-        command += ["--epochs", "12", "--lr", "1e-3", "--set", "evaluation.each_epoch=false"]
+        command += ["--precision", "fp32", "--epochs", "12", "--lr", "1e-3", "--set", "evaluation.each_epoch=false"]
     else:
         command += [
             "--precision", "bf16", "--epochs", str(lora_epochs if cell.tuning == "lora" else epochs),

@@ -24,7 +24,9 @@ Backbone = Annotated[
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over each task; by default 15.", min=1)]
 Rate = Annotated[float | None, typer.Option("--lr", help="Learning rate of AdamW; by default 2e-4.")]
 Rows = Annotated[int | None, typer.Option("--batch-size", help="Rows of a step; by default 32.", min=1)]
-Precision = Annotated[str | None, typer.Option("--precision", help="fp32 (the default) or bf16.")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="bf16 (the default; with --backend jax, fp32) or fp32.")
+]
 Smiles = Annotated[str | None, typer.Option("--smiles-column", help="Column of reaction SMILES; by default found.")]
 Yields = Annotated[str | None, typer.Option("--yield-column", help="Column of yields; by default found.")]
 Scale = Annotated[

@@ -315,7 +315,7 @@ def test_torch_scores_the_same_rows_alike(
         return made[0]
 
     monkeypatch.setattr(regression, "make_head", kept)
-    alike = ("--setting", "sequential", "--epochs", "1", "--set", "head.dropout=0")
+    alike = ("--setting", "sequential", "--epochs", "1", "--precision", "fp32", "--set", "head.dropout=0")
     one, done = started(*alike, backend="torch")
     assert done.code == 0, done.err
     import perdure.jax

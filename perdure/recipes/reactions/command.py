@@ -33,7 +33,7 @@ def run_reactions(
         from perdure.recipes.reactions.jax_settings import check, check_asked
 
         check_asked(options.setting, options.model)
-    settings = settings_for(options, overrides)
+    settings = settings_for(options, overrides, backend)
     if backend == JAX:
         check(settings)
     folder = RunFolder(options.out or default_out(settings, options.setting, backend))

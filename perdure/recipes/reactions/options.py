@@ -17,6 +17,8 @@ SEED = 7193  # of the system that this replaces
 SEQUENTIAL, REPLAY, ALL = "sequential", "replay", "all"
 # Rows kept for replay where --memory says nothing.
 MEMORY = "10%"
+# Of a processor's matrix products torch does those in bf16 two to four times as fast, JAX does not.
+PRECISION = {"torch": "bf16", "jax": "fp32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Options:
     out: Path | None = None
 
 
-def settings_for(options: Options, overrides: Sequence[str] = ()) -> RunSettings:
+def settings_for(options: Options, overrides: Sequence[str] = (), backend: str = "torch") -> RunSettings:
     """The settings that these options stand for.
 
     Raises:
@@ -85,7 +87,7 @@ def settings_for(options: Options, overrides: Sequence[str] = ()) -> RunSettings
         "micro_batch_size": None,
         "optimizer": {"type": "adamw", "lr": 2e-4 if options.lr is None else options.lr, "weight_decay": 0.01},
         "clip": 1.0,
-        "precision": options.precision or "fp32",
+        "precision": options.precision or PRECISION[backend],
         "lora": {"r": 16 if options.rank is None else options.rank, "alpha": options.lora_alpha or 64},
         "evaluation": {"each_epoch": True},
         "continual_strategy": _strategy(options, strategy),
