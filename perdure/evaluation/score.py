@@ -79,13 +79,11 @@ def score(
     truths: list[Tensor] = []
     outputs: list[Tensor] = []
     with evaluating(model):
-        chunks: Iterator[Sequence[Example]]
+        tokens = None
         if objective == "causal_lm":
             device = next((p.device.type for p in model.parameters()), "cpu")
-            chunks = by_length(examples, batch_size, CPU_TOKENS if device == "cpu" else TOKENS)
-        else:
-            chunks = (examples[i : i + batch_size] for i in range(0, len(examples), batch_size))
-        for rows in chunks:
+            tokens = CPU_TOKENS if device == "cpu" else TOKENS
+        for rows in by_length(examples, batch_size, tokens):
             batch = collate(rows)
             output = forward(model, batch)
             loss += float(total_loss(output, batch, objective))

@@ -111,7 +111,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if seen is not None:
-        scores = scores.masked_fill(~seen, -torch.inf)
+        scores = scores.masked_fill_(~seen, -torch.inf)
     return scores.softmax(-1).to(v.dtype) @ v
 
 

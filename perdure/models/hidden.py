@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from perdure.storage import replaced_file
 
 FORMAT = 1
 PART_SECONDS = 60.0  # of work that an interruption may lose
+MOST_WORKERS = 16  # beyond, Python itself is what they wait for
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -98,21 +101,32 @@ class HiddenStates:
     def _work_out(
         self, missing: Sequence[tuple[bytes, Tensor]], forward: Forward, tell: Callable[[int, int], None]
     ) -> None:
+        """Have the states of these rows, and write them.
+
+        One row at a time and on one thread: what a row's states are to the last bit must depend neither on which
+        others were missing too nor on the number of cores. One row's products are too small to be shared anyway; as
+        many rows as there are threads are under way.
+        """
+
+        def work_out(row: Tensor) -> Tensor:
+            states = forward(row[None])[0].to("cpu", torch.float16)
+            if not states.isfinite().all():
+                raise ModelError("the backbone's hidden states are too large for float16; use --tuning lora")
+            return states
+
         tell(0, len(missing))
         part: list[tuple[bytes, Tensor]] = []
         began = time.monotonic()
         try:
-            # Row by row: what a row's states are to the last bit must not depend on which others were missing too.
-            for done, (name, row) in enumerate(missing, start=1):
-                states = forward(row[None])[0].to("cpu", torch.float16)
-                if not states.isfinite().all():
-                    raise ModelError("the backbone's hidden states are too large for float16; use --tuning lora")
-                self._rows[name] = states
-                part.append((name, row))
-                if time.monotonic() - began > PART_SECONDS:
-                    self._write(part)
-                    part, began = [], time.monotonic()
-                tell(done, len(missing))
+            with _single_threads() as pool:
+                found = pool.map(work_out, [row for _, row in missing])
+                for done, ((name, row), states) in enumerate(zip(missing, found, strict=True), start=1):
+                    self._rows[name] = states
+                    part.append((name, row))
+                    if time.monotonic() - began > PART_SECONDS:
+                        self._write(part)
+                        part, began = [], time.monotonic()
+                    tell(done, len(missing))
         finally:
             if part:
                 self._write(part)
@@ -150,6 +164,18 @@ class HiddenStates:
             lengths = parts["lengths"].tolist()
             for ids, states in zip(parts["ids"].split(lengths), parts["hidden"].split(lengths), strict=True):
                 self._rows.setdefault(name_of(ids), states)
+
+
+@contextmanager
+def _single_threads() -> Iterator[ThreadPoolExecutor]:
+    """As many workers as PyTorch has threads, each with one thread of PyTorch's own."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(min(threads, MOST_WORKERS), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # which a worker's setting changes for threads that are started later
 
 
 def name_of(ids: Tensor) -> bytes:

@@ -19,6 +19,8 @@ SEQUENTIAL, REPLAY, ALL = "sequential", "replay", "all"
 MEMORY = "10%"
 # With bf16 products a processor takes a step of torch in less than half the time of fp32; JAX was not measured.
 PRECISION = {"torch": "bf16", "jax": "fp32"}
+# Of a micro-batch without a GPU. They are sorted by length, so that less is padding.
+CPU_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ def settings_for(options: Options, overrides: Sequence[str] = (), backend: str =
     Raises:
         ConfigError: an option that would do nothing, no table, or a value that cannot be; all mistakes together.
     """
+    import torch
+
     from perdure.models.backbone import default_backbone
 
     if options.data is None:
@@ -84,7 +88,6 @@ def settings_for(options: Options, overrides: Sequence[str] = (), backend: str =
         "stream": {"reactions": {key: value for key, value in reactions.items() if value is not None}},
         "epochs": 15 if options.epochs is None else options.epochs,
         "batch_size": 32 if options.batch_size is None else options.batch_size,
-        "micro_batch_size": None,
         "optimizer": {"type": "adamw", "lr": 2e-4 if options.lr is None else options.lr, "weight_decay": 0.01},
         "clip": 1.0,
         "precision": options.precision or PRECISION[backend],
@@ -95,7 +98,11 @@ def settings_for(options: Options, overrides: Sequence[str] = (), backend: str =
     }
     head = {"type": options.head, "heads": options.heads, "ensemble": options.ensemble}
     values["head"] = {key: value for key, value in head.items() if value is not None}
-    return validate(RunSettings, apply_overrides(values, overrides), "perdure reactions")
+    values = apply_overrides(values, overrides)
+    if "micro_batch_size" not in values and backend == "torch" and not torch.cuda.is_available():
+        size = values["batch_size"]
+        values["micro_batch_size"] = min(CPU_ROWS, size) if isinstance(size, int) and size > 0 else None
+    return validate(RunSettings, values, "perdure reactions")
 
 
 def default_out(settings: RunSettings, setting: str, backend: str = "torch") -> Path:
