@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from perdure.allocator import keep_freed_memory
 from perdure.cli_arena import arena_app
 from perdure.cli_options import Data, GoesOn, Model, Out, Resume, RunArgument, Seed, Set, Track, again
 from perdure.cli_reactions import predict, reactions_app
@@ -390,6 +391,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an arrow that a terminal cannot show must not end a run
+    keep_freed_memory()
     sys.exit(_guarded(app))
 
 

@@ -16,14 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from perdure.errors import ModelError, StorageError
 from perdure.models.objectives import PAD
 from perdure.storage import replaced_file
 
-FORMAT = 1
+FORMAT = 2
 PART_SECONDS = 60.0  # of work that an interruption may lose
 MOST_WORKERS = 16  # beyond, Python itself is what they wait for
 Forward = Callable[[Tensor], Tensor]
@@ -88,15 +86,16 @@ class HiddenStates:
         Rows that were never asked for are worked out, and kept in memory alone.
         """
         found = []
-        for row in x:
+        for row in x.cpu():
             ids = row[row != PAD]
             name = name_of(ids)
             if name not in self._rows:
-                self._rows[name] = forward(ids[None])[0].to("cpu", torch.float16)
+                self._rows[name] = forward(ids[None].to(x.device))[0].to("cpu", torch.float16)
             found.append(self._rows[name])
-        states = pad_sequence(found, batch_first=True).to(x.device, torch.float32)
-        # Of a row that was taken out of a batch, the padding came with it.
-        return F.pad(states, (0, 0, 0, x.shape[1] - states.shape[1]))
+        states = torch.zeros(*x.shape, found[0].shape[-1])
+        for place, held in zip(states, found, strict=True):
+            place[: len(held)] = held
+        return states.to(x.device)
 
     def _work_out(
         self, missing: Sequence[tuple[bytes, Tensor]], forward: Forward, tell: Callable[[int, int], None]

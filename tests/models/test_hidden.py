@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,34 @@ def _stopping(counted: Counted) -> Any:
         return counted(x)
 
     return forward
+
+
+def test_rows_go_side_by_side_each_on_one_thread_to_the_same_bits(
+    counted: Counted, rows: list[Tensor], tmp_path: Path
+) -> None:
+    both = threading.Barrier(2, timeout=60)
+    first: list[int] = []
+    found = {}
+
+    def forward(x: Tensor) -> Tensor:
+        assert torch.get_num_threads() == 1
+        first.append(threading.get_ident())
+        if len(first) <= 2 == threads:
+            both.wait()  # for the other row that is under way
+        return counted(x)
+
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            torch.set_num_threads(threads)
+            states = HiddenStates(BASE, tmp_path / str(threads))
+            assert states.fill(rows, forward) == len({hidden.name_of(row) for row in rows})
+            assert torch.get_num_threads() == threads
+            found[threads] = states(batch(rows), forward)
+    finally:
+        torch.set_num_threads(before)
+    assert first[0] != first[1]
+    assert torch.equal(found[2], found[1])
 
 
 def test_another_backbones_states_are_never_taken(counted: Counted, rows: list[Tensor]) -> None:

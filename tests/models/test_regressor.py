@@ -18,13 +18,27 @@ from perdure.models.adapters import add_lora
 from perdure.models.heads import MHAR, make_head
 from perdure.models.hidden import HiddenStates
 from perdure.models.objectives import PAD, collate, forward
-from perdure.models.regressor import Regressor
+from perdure.models.regressor import Regressor, _OneDNN
 from perdure.types import Example
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERDURE_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_frozen_backbones_own_way_to_linear_layers_is_theirs() -> None:
+    """oneDNN's products in place of PyTorch's, with and without a bias, to fp32's rounding."""
+    torch.manual_seed(1)
+    with_bias, without = nn.Linear(24, 16), nn.Linear(16, 40, bias=False)
+    x = torch.randn(1, 9, 24)
+    with torch.no_grad():
+        expected = without(with_bias(x))
+        with _OneDNN():
+            found = without(with_bias(x))
+            wide = with_bias.double()(x.double())  # left to PyTorch
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert wide.dtype == torch.float64
 
 
 def bert(dropout: float = 0.3) -> Any:
