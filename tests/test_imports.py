@@ -17,7 +17,7 @@ ORDER = (
     ("errors", "types", "order"),
     ("config", "storage", "callbacks"),
     ("sealed",),
-    ("tracking",),
+    ("tracking", "allocator"),
     ("streams", "memory", "models"),
     ("strategies",),
     ("evaluation",),

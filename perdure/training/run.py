@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from perdure.models.adapters import count_parameters, moving
 from perdure.models.regressor import Regressor
 from perdure.storage import guarded, plain, write_text
 from perdure.strategies.build import describe
-from perdure.tracking import MetricsLog, find_mark, untracked
+from perdure.tracking import untracked
 from perdure.training import checkpoint
 from perdure.training.cells import RunScores
 from perdure.training.display import Display
@@ -29,10 +28,12 @@ from perdure.training.learner import Learner, StepResult
 from perdure.training.loop import KeyedSource, Position, fit, total_steps
 from perdure.training.measure import Measure, rules_of
 from perdure.training.plan import PROBE, Plan, changed_settings, machine, versions
+from perdure.training.record import Record
 from perdure.training.regression import RegressionMeasure
 from perdure.training.results import main_metric, write_results, write_scores
+from perdure.training.tally import Tally
 from perdure.training.telling import announcement, changed_sources, export, facts_of, row_counts
-from perdure.types import TASK, Example, Task
+from perdure.types import Example, Task
 
 # Settings that a run may go on with changed, but not to the same last digit.
 INEXACT = {"micro_batch_size", "evaluation_batch_size", "device", "compile", "gradient_checkpointing", "evaluation"}
@@ -64,7 +65,6 @@ class Run:
         self.folder = folder
         self.display = display or Display()
         self.again = again
-        self.callbacks = tuple(callbacks)
         settings = plan.settings
         self.learner = Learner(plan.model, plan.strategy, plan.objective, settings, settings.seed)
         self.measure: Measure | RegressionMeasure = (
@@ -83,19 +83,11 @@ class Run:
         self.begun = 0  # tasks that the learner has begun
         self.position: Position | None = None  # within the stage; None before its first step
         self.trained = False  # this stage's training is over, its scores may be missing
-        self.totals = {
-            "seconds": 0.0,
-            "skipped": 0,
-            "rows": 0,
-            "targets": 0,
-            "replayed_rows": 0,
-            "replayed_targets": 0,
-        }
-        self.seen: dict[str, list[int]] = {}  # of this stage: see `_see`
+        self.tally = Tally()
+        self.record = Record(folder.metrics, callbacks)
         self._commands: list[str] = []
         self._given_commands = commands
         self._changes: list[dict[str, Any]] = []  # settings that the run went on with changed
-        self._log: MetricsLog | None = None
         self._initial: dict[str, torch.Tensor] | None = None
 
     def execute(self, stages: int | None = None) -> dict[str, Any] | None:
@@ -121,8 +113,7 @@ class Run:
                 raise StorageError(f"{error} Then go on with: {self.again} --resume") from error
             finally:
                 self.display.stop()
-                if self._log is not None:
-                    self._log.close()
+                self.record.close()
 
     def load(self) -> None:
         """Take up the newest checkpoint without training.
@@ -167,7 +158,7 @@ class Run:
         self.scores.forget(others)
         if PROBE in others:
             self.scores.probe = {}
-        self.totals |= state["totals"]
+        self.tally.load_totals(state)
         learner = self.learner
         learner.begin_task(self.plan.stages[0], 0, self._horizon(0), resuming=True)
         fresh = {"strategy": learner.strategy.state_dict(), "rng": state["learner"]["rng"]}
@@ -184,9 +175,8 @@ class Run:
         recorded = {name: value for name, value in self._recorded().items() if name != "machine"}
         self.folder.write_settings(self.plan.settings, recorded)
         self._open_log(state)
-        assert self._log is not None
         self._save(stage_name(learner.steps, 1))
-        self._log.close()
+        self.record.close()
 
     def score_again(self, row: int, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
         """The model's scores on those of these tasks (or the probe) that row `row` has; nothing is recorded.
@@ -256,16 +246,14 @@ class Run:
             self._commands = list(self._given_commands)
         self.folder.write_settings(plan.settings, self._recorded())
         self._open_log(state)
-        told = facts_of(self.folder, plan.settings, self._recorded())
-        for callback in self.callbacks:
-            callback.begin(told)
+        self.record.begin(facts_of(self.folder, plan.settings, self._recorded()))
         for event in self._changes:
             if state is not None and event["step"] >= state["learner"]["steps"]:  # the log was cut there
                 inexact = "bit-exactness ends here, since sums are rounded otherwise"
                 scored = "the scores after it are taken otherwise"
                 what = scored if event["setting"].startswith("evaluation.") else inexact
                 self.display.say(f"warning: {event['setting']}: {what}")
-                self._write("changed", **event)
+                self.record.write("changed", **event)
         self.changes.begin(plan.model)
         if plan.mode == "isolated":
             self._initial = {name: value.detach().clone() for name, value in moving(plan.model).items()}
@@ -291,14 +279,12 @@ class Run:
         return self._finish() if self.stage == len(plan.stages) else None
 
     def _open_log(self, state: Mapping[str, Any] | None) -> None:
-        """Take up the log where it stood at the checkpoint: later lines are of steps that will be taken again."""
-        mark = find_mark(self.folder.metrics, state["mark"]) if state else None
+        mark = self.record.open(state["mark"] if state else None)
         if state and mark is None:
             self.display.say(
                 f"warning: {self.folder.metrics} lacks the mark of the checkpoint; the log starts afresh"
             )
-        self._log = MetricsLog(self.folder.metrics, mark[0] if mark else 0)
-        self.totals["seconds"] = float(mark[1].get("seconds", 0.0)) if mark else 0.0
+        self.tally.seconds = float(mark.get("seconds", 0.0)) if mark else 0.0
 
     def _train_stage(self, stop: StopRequest) -> None:
         settings, learner, i = self.plan.settings, self.learner, self.stage
@@ -312,7 +298,7 @@ class Run:
             learner.begin_task(task, i, self._horizon(i))
             self.begun = i + 1
             self.position = Position()
-            self._tell("task", step=learner.steps, task=task.name, stage=i + 1)
+            self.record.tell("task", step=learner.steps, task=task.name, stage=i + 1)
         clock = time.perf_counter()
         window = [clock, 0.0]
         full = False
@@ -321,11 +307,10 @@ class Run:
                 self.position = position
                 now = time.perf_counter()
                 speed = result.tokens / max(now - clock, 1e-9)
-                self.totals["seconds"] += now - clock
+                self.tally.seconds += now - clock
                 clock = now
                 window[1] = 0.9 * window[1] + 0.1 * speed if window[1] else speed
-                self._count(result)
-                self._see(result)
+                self.tally.count(result, learner.steps, first=i == 0)
                 if learner.steps % settings.log_every == 0 or result.skipped:
                     self._log_step(task, result, speed)
                 self.display.step(task.name, result, window[1])
@@ -354,9 +339,9 @@ class Run:
             raise self._out_of_memory()
         self.display.doing(f"after {task.name}")
         learner.end_task()
-        self.totals["seconds"] += time.perf_counter() - clock
+        self.tally.seconds += time.perf_counter() - clock
         self.trained = True
-        self._tell("task_end", step=learner.steps, task=task.name, stage=i + 1)
+        self.record.tell("task_end", step=learner.steps, task=task.name, stage=i + 1)
 
     def _out_of_memory(self) -> OutOfMemory:
         """What to raise where a step did not fit; the state before it is saved, if it is still that."""
@@ -396,7 +381,7 @@ class Run:
             if task.evaluation:
                 with self._scoring():
                     found = self.learner.score_both(task.evaluation)
-                self._write(
+                self.record.write(
                     "evaluation", step=self.learner.steps, stage=self.stage + 1, task=task.name, metrics=found
                 )
 
@@ -405,7 +390,7 @@ class Run:
         if task.evaluation:
             with self._scoring():
                 found = self.learner.score_both(task.evaluation)
-            self._write(
+            self.record.write(
                 "epoch",
                 step=self.learner.steps,
                 stage=self.stage + 1,
@@ -422,11 +407,8 @@ class Run:
         if line := self.scores.line(row):
             self.display.say(f"after {self.plan.stages[self.stage].name}: {line}")
         self._measure_changes(row)
-        write_text(
-            self.folder.keys / keys_name(row),
-            "".join(json.dumps([*name.split("\0"), *counts]) + "\n" for name, counts in sorted(self.seen.items())),
-        )
-        self.stage, self.trained, self.position, self.seen = row, False, None, {}
+        write_text(self.folder.keys / keys_name(row), self.tally.end_stage())
+        self.stage, self.trained, self.position = row, False, None
         self._save(stage_name(self.learner.steps, row))
         self.folder.drop_steps(0)
         write_scores(self.folder.path, self.scores.matrices, main_metric(self.scores.matrices))
@@ -440,7 +422,7 @@ class Run:
                 f"warning: the drift of stage {row} is unknown: the checkpoint before it cannot be read"
             )
         else:
-            self._write(
+            self.record.write(
                 "drift", step=self.learner.steps, task=self.plan.stages[self.stage].name, stage=row, **found
             )
 
@@ -467,13 +449,13 @@ class Run:
                 if isinstance(self.measure, RegressionMeasure) and self._learnt(task, stage):
                     found |= self.measure.of_training(task)
             self.scores.record(row, task.name, found)
-            self._write("evaluation", step=self.learner.steps, row=row, task=task.name, metrics=found)
+            self.record.write("evaluation", step=self.learner.steps, row=row, task=task.name, metrics=found)
         if self.scores.wants_probe(stage):
             self.display.doing("scoring the general probe")
             with self._scoring():
                 found = self.measure(PROBE, self.plan.probe, told=False, trained=row > 0)
             self.scores.record_probe(row, found)
-            self._write("probe", step=self.learner.steps, row=row, metrics=found)
+            self.record.write("probe", step=self.learner.steps, row=row, metrics=found)
 
     def _learnt(self, task: Task, stage: int) -> bool:
         """Whether a task was trained on by the first so many stages."""
@@ -498,30 +480,12 @@ class Run:
         self.learner.optimizer = None
         self.learner.schedule_step = 0
 
-    def _count(self, result: StepResult) -> None:
-        if self.stage:  # in the first there is nothing to replay: it would only thin the shares
-            self.totals["rows"] += result.rows
-            self.totals["targets"] += result.targets
-        self.totals["skipped"] += result.skipped is not None
-        self.totals["replayed_rows"] += result.replayed_rows
-        self.totals["replayed_targets"] += result.replayed_targets
-
-    def _see(self, result: StepResult) -> None:
-        """Remember for each row, by task and key: times trained on and replayed, first step and last step."""
-        if result.skipped or result.overflow:
-            return
-        for example in result.examples:
-            name = f"{example.task}\0{example.key}"
-            counts = self.seen.setdefault(name, [0, 0, self.learner.steps, 0])
-            counts[0 if example.source == TASK else 1] += 1
-            counts[3] = self.learner.steps
-
     def _log_step(self, task: Task, result: StepResult, speed: float) -> None:
         if result.skipped:
             self.display.say(f"warning: {result.skipped}")
-            self._write("skipped", step=self.learner.steps, task=task.name, reason=result.skipped)
+            self.record.write("skipped", step=self.learner.steps, task=task.name, reason=result.skipped)
             return
-        self._write(
+        self.record.write(
             "step",
             step=self.learner.steps,
             task=task.name,
@@ -536,17 +500,6 @@ class Run:
             replayed=result.replayed_rows,
             **result.logged,
         )
-
-    def _write(self, event: str, **values: Any) -> None:
-        assert self._log is not None
-        self._log.write(event, **values)
-        self._tell(event, **values)
-
-    def _tell(self, event: str, **values: Any) -> None:
-        if self.callbacks:
-            told = plain(values)
-            for callback in self.callbacks:
-                callback.event(event, told)
 
     # Stopping, saving, going on
 
@@ -569,14 +522,13 @@ class Run:
             self.folder.write_settings(self.plan.settings, self._recorded())
 
     def _save(self, name: str) -> None:
-        assert self._log is not None
         self._check_there()
         between = self.position is None and not self.trained
         keeps = not between or self.plan.settings.optimizer.at_boundary == "continue"
         # Times and the log's length differ from run to run; they stand in the log, so that equal runs have equal
         # checkpoints to the last byte.
-        self._write("checkpoint", name=name, step=self.learner.steps, seconds=round(self.totals["seconds"], 3))
-        self._log.sync()
+        self.record.write("checkpoint", name=name, step=self.learner.steps, seconds=round(self.tally.seconds, 3))
+        self.record.sync()
         self.folder.save(
             name,
             {
@@ -591,8 +543,7 @@ class Run:
                 else [self.position.phase, self.position.epoch, self.position.batch],
                 **self.scores.state_dict(),
                 "changes": self.changes.state_dict(),
-                "totals": {what: count for what, count in self.totals.items() if what != "seconds"},
-                "seen": self.seen,
+                **self.tally.state_dict(),
                 "mark": name,
                 "learner": self.learner.state_dict(optimizer=keeps),
             },
@@ -604,8 +555,7 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.stage, self.begun, self.trained = state["stage"], state["begun"], state["trained"]
-        self.totals |= state["totals"]
-        self.seen = state["seen"]
+        self.tally.load_state_dict(state)
         self.position = None if state["position"] is None else Position(*state["position"])
         for i in range(self.begun):
             self.learner.begin_task(self.plan.stages[i], i, self._horizon(i), resuming=True)
@@ -627,18 +577,10 @@ class Run:
 
     def _finish(self) -> dict[str, Any]:
         self.display.stop()
-        plan, settings, totals = self.plan, self.plan.settings, self.totals
+        plan, settings = self.plan, self.plan.settings
         trainable, total = count_parameters(plan.model)
         write_scores(self.folder.path, self.scores.matrices, main_metric(self.scores.matrices))
         export(plan, self.folder)
-        replay = None
-        if totals["replayed_rows"]:
-            replay = {
-                "rows": totals["replayed_rows"],
-                "row_share": totals["replayed_rows"] / totals["rows"],
-                "targets": totals["replayed_targets"],
-                "target_share": totals["replayed_targets"] / totals["targets"],
-            }
         facts = {
             "name": settings.name or self.folder.path.name,
             "strategy": settings.strategy,
@@ -651,12 +593,12 @@ class Run:
             "command": " && ".join(filter(None, self._commands)) or None,
             "finished": True,
             "steps": self.learner.steps,
-            "skipped": totals["skipped"],
+            "skipped": self.tally.skipped,
             "memory": plan.strategy.kept() or None,
-            "seconds": round(totals["seconds"], 3),
+            "seconds": round(self.tally.seconds, 3),
             "parameters": {"trainable": trainable, "total": total},
             "probe": self.scores.probe,
-            "replay": replay,
+            "replay": self.tally.replay(),
             **self.changes.results(),
             "data": {fact["name"]: row_counts(fact) for fact in plan.data["tasks"]},
             "scored": plan.scored,
