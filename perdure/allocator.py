@@ -9,7 +9,9 @@ import sys
 # Parameters of mallopt(3), as in glibc's malloc.h.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT = 1 << 30  # bytes of free memory at the heap's end that are not given back
-MAPPED = 1 << 28  # bytes of an allocation that is mapped by itself, and given back when it is freed
+# Bytes of an allocation that is mapped by itself, and given back when it is freed. Older versions of glibc take no
+# more than the second.
+MAPPED = (1 << 28, 1 << 25)
 
 
 def keep_freed_memory() -> bool:
@@ -31,4 +33,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return False
-    return bool(mallopt(MMAP_THRESHOLD, MAPPED)) and bool(mallopt(TRIM_THRESHOLD, KEPT))
+    mapped = any(mallopt(MMAP_THRESHOLD, size) for size in MAPPED)
+    return bool(mallopt(TRIM_THRESHOLD, KEPT)) and mapped

@@ -222,6 +222,40 @@ def test_settings(started: Callable[..., Any], options: list[str], strategy: str
         assert results(run)["replay"]["rows"] == 2 * 20
 
 
+@pytest.mark.parametrize(
+    ("overrides", "backend", "gpu", "expected"),
+    [
+        ((), "torch", False, 16),
+        (("batch_size=8",), "torch", False, 8),
+        (("micro_batch_size=4",), "torch", False, 4),
+        (("micro_batch_size=null",), "torch", False, None),
+        ((), "torch", True, None),
+        (("device=cpu",), "torch", True, 16),
+        ((), "jax", False, None),
+    ],
+)
+def test_rows_that_go_through_the_model_at_once(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    backend: str,
+    gpu: bool,
+    expected: int | None,
+) -> None:
+    from perdure.recipes.reactions.options import Options, cut_as_before, settings_for
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    options = Options(data=place / "table.csv", model=str(place / "model"))
+    settings = settings_for(options, overrides, backend)
+    assert settings.micro_batch_size == expected
+    # A run that was begun elsewhere is gone on with as it was, unless another number is asked for.
+    asked = any(override.startswith("micro") for override in overrides)
+    for theirs in (None, 2):
+        before = settings.model_copy(update={"micro_batch_size": theirs})
+        found = cut_as_before(settings, before, overrides).micro_batch_size
+        assert found == (expected if asked else theirs)
+
+
 def test_a_stopped_run_goes_on_to_the_same_end(
     started: Callable[..., Any], replayed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -48,11 +48,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def by_length(examples: Sequence[Example], size: int, tokens: int | None = None) -> Iterator[list[Example]]:
     """Chunks of at most `size` rows, longest first, so that little is padding; and of at most so many tokens."""
-    rows = sorted(examples, key=lambda row: -_length(row))
-    while rows:
-        fitting = size if tokens is None else max(1, min(size, tokens // max(_length(rows[0]), 1)))
-        yield rows[:fitting]
-        rows = rows[fitting:]
+    rows, start = sorted(examples, key=lambda row: -_length(row)), 0
+    while start < len(rows):
+        fitting = size if tokens is None else max(1, min(size, tokens // max(_length(rows[start]), 1)))
+        yield rows[start : start + fitting]
+        start += fitting
 
 
 def _length(row: Example) -> int:

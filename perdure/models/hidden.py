@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +25,7 @@ from perdure.storage import replaced_file
 FORMAT = 2
 PART_SECONDS = 60.0  # of work that an interruption may lose
 MOST_WORKERS = 16  # beyond, Python itself is what they wait for
+AHEAD = 64  # rows that are handed to them
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -61,6 +63,7 @@ class HiddenStates:
         rows: Iterable[Tensor],
         forward: Forward,
         tell: Callable[[int, int], None] = lambda done, of: None,
+        side_by_side: bool = True,
     ) -> int:
         """Have the hidden states of all these rows, from memory, from disk, or worked out now and written.
 
@@ -68,16 +71,19 @@ class HiddenStates:
             rows: token rows, int64 [T] each.
             forward: ids [B, T], padded on the right with `PAD`, to hidden states [B, T, D].
             tell: called with (rows done, of how many) while they are worked out.
+            side_by_side: whether as many rows are under way as there are threads, as a processor's cores want it.
 
         Returns:
             How many had to be worked out.
         """
+        # This settles more than the number, MKL's own choices too; the same whether rows are missing or not.
+        torch.set_num_threads(torch.get_num_threads())
         wanted = {name_of(row): row for row in rows}
         if any(name not in self._rows for name in wanted):
             self._read_files()
         missing = sorted((name, row) for name, row in wanted.items() if name not in self._rows)
         if missing:
-            self._work_out(missing, forward, tell)
+            self._work_out(missing, forward, tell, MOST_WORKERS if side_by_side else 1)
         return len(missing)
 
     def __call__(self, x: Tensor, forward: Forward) -> Tensor:
@@ -92,19 +98,22 @@ class HiddenStates:
             if name not in self._rows:
                 self._rows[name] = forward(ids[None].to(x.device))[0].to("cpu", torch.float16)
             found.append(self._rows[name])
-        states = torch.zeros(*x.shape, found[0].shape[-1])
+        states = torch.zeros(*x.shape, found[0].shape[-1], dtype=torch.float32)
         for place, held in zip(states, found, strict=True):
             place[: len(held)] = held
         return states.to(x.device)
 
     def _work_out(
-        self, missing: Sequence[tuple[bytes, Tensor]], forward: Forward, tell: Callable[[int, int], None]
+        self,
+        missing: Sequence[tuple[bytes, Tensor]],
+        forward: Forward,
+        tell: Callable[[int, int], None],
+        workers: int = 1,
     ) -> None:
         """Have the states of these rows, and write them.
 
         One row at a time and on one thread: what a row's states are to the last bit must depend neither on which
-        others were missing too nor on the number of cores. One row's products are too small to be shared anyway; as
-        many rows as there are threads are under way.
+        others were missing too nor on the number of cores. One row's products are too small to be shared anyway.
         """
 
         def work_out(row: Tensor) -> Tensor:
@@ -117,8 +126,8 @@ class HiddenStates:
         part: list[tuple[bytes, Tensor]] = []
         began = time.monotonic()
         try:
-            with _single_threads() as pool:
-                found = pool.map(work_out, [row for _, row in missing])
+            with _single_threads(workers) as pool:
+                found = _ahead(pool, work_out, [row for _, row in missing])
                 for done, ((name, row), states) in enumerate(zip(missing, found, strict=True), start=1):
                     self._rows[name] = states
                     part.append((name, row))
@@ -165,11 +174,24 @@ class HiddenStates:
                 self._rows.setdefault(name_of(ids), states)
 
 
+def _ahead(
+    pool: ThreadPoolExecutor, work_out: Callable[[Tensor], Tensor], rows: Sequence[Tensor]
+) -> Iterator[Tensor]:
+    """What is worked out of each row, in order; a few rows ahead, which is all that a stop loses."""
+    waiting: deque[Future[Tensor]] = deque()
+    for row in rows:
+        if len(waiting) == AHEAD:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(work_out, row))
+    while waiting:
+        yield waiting.popleft().result()
+
+
 @contextmanager
-def _single_threads() -> Iterator[ThreadPoolExecutor]:
-    """As many workers as PyTorch has threads, each with one thread of PyTorch's own."""
+def _single_threads(most: int) -> Iterator[ThreadPoolExecutor]:
+    """As many workers as PyTorch has threads, up to `most`, each with one thread of PyTorch's own."""
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(min(threads, MOST_WORKERS), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(min(threads, most), initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -59,7 +60,10 @@ class Regressor(nn.Module):
 
     def remember(self, rows: Sequence[Tensor], tell: Callable[[int, int], None] = lambda done, of: None) -> int:
         """Work out and keep the hidden states of these token rows, where there is a cache; how many were new."""
-        return 0 if self.cache is None else self.cache.fill(rows, self._frozen, tell)
+        if self.cache is None:
+            return 0
+        on_processor = next(self.backbone.parameters()).device.type == "cpu"
+        return self.cache.fill(rows, self._frozen, tell, side_by_side=on_processor)
 
     def train(self, mode: bool = True) -> Regressor:
         """A frozen backbone stays in eval mode: its dropout would be noise on what the cache holds."""
@@ -95,8 +99,7 @@ class Regressor(nn.Module):
     def _frozen(self, x: Tensor) -> Tensor:
         # At full precision whatever the run's: what is kept must not depend on who asked first.
         device = next(self.backbone.parameters()).device
-        onednn = device.type == "cpu" and torch.backends.mkldnn.is_available()
-        with torch.autocast(device.type, enabled=False), _OneDNN() if onednn else nullcontext():
+        with torch.autocast(device.type, enabled=False), _OneDNN() if device.type == "cpu" else nullcontext():
             return self._states(x.to(device)).float()
 
 
@@ -108,7 +111,19 @@ class _OneDNN(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and not kwargs and args[0].dtype == args[1].dtype == torch.float32:
-            bias = args[2] if len(args) > 2 else None
-            return torch.ops.mkldnn._linear_pointwise(args[0], args[1], bias, "none", [], "")
+        if func is F.linear and not kwargs and len(args) == 3 and _plain(*args):
+            return torch.ops.mkldnn._linear_pointwise(*args, "none", [], "")
         return func(*args, **(kwargs or {}))
+
+
+def _plain(x: Any, weight: Any, bias: Any) -> bool:
+    """Whether oneDNN's operator, which PyTorch keeps to itself, is there, and takes these: dense and fp32."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and platform.machine().lower() in ("x86_64", "amd64")
+        and all(type(t) in (Tensor, nn.Parameter) and t.layout == torch.strided for t in (x, weight))
+        and x.dtype == weight.dtype == torch.float32
+        and weight.dim() == 2
+        and (bias is None or (bias.dtype == torch.float32 and bias.shape == weight.shape[:1]))
+    )

@@ -249,7 +249,7 @@ class Run:
         self.record.begin(facts_of(self.folder, plan.settings, self._recorded()))
         for event in self._changes:
             if state is not None and event["step"] >= state["learner"]["steps"]:  # the log was cut there
-                inexact = "bit-exactness ends here, since sums are rounded otherwise"
+                inexact = "bit-exactness ends here, since sums are rounded otherwise, and dropout drops others"
                 scored = "the scores after it are taken otherwise"
                 what = scored if event["setting"].startswith("evaluation.") else inexact
                 self.display.say(f"warning: {event['setting']}: {what}")

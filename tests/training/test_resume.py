@@ -162,7 +162,8 @@ def test_another_micro_batch_is_told_of_and_logged(settings: Any, tmp_path: Path
         execute(settings(), path, Stop(step=3))
     execute(settings(micro_batch_size=1, log_every=3), path, display)
     assert [line for line in display.said if line.startswith("warning")] == [
-        "warning: micro_batch_size: null there, 1 now: bit-exactness ends here, since sums are rounded otherwise"
+        "warning: micro_batch_size: null there, 1 now: bit-exactness ends here, since sums are rounded "
+        "otherwise, and dropout drops others"
     ]
     changes = [event for event in read_events(path / "metrics.jsonl") if event["event"] == "changed"]
     assert changes == [{"event": "changed", "step": 3, "setting": "micro_batch_size: null there, 1 now"}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perdure.errors import ConfigError, RunError, unknown_name
-from perdure.recipes.reactions.options import Options, default_out, settings_for
+from perdure.recipes.reactions.options import Options, cut_as_before, default_out, settings_for
 from perdure.recipes.reactions.outputs import print_summary, write_outputs, written
 from perdure.recipes.reactions.predict import opened
 from perdure.recipes.run import check_data, execute, finished, pinned
@@ -47,7 +47,7 @@ def run_reactions(
         from perdure.training.plan import changed_settings, fixed_settings
 
         theirs = folder.settings()
-        settings = pinned(settings, theirs)
+        settings = cut_as_before(pinned(settings, theirs), theirs, overrides)
         folder.refuse_changed(changed_settings(fixed_settings(theirs), fixed_settings(settings)))
         if finished(folder):
             if backend == TORCH:

@@ -21,6 +21,7 @@ MEMORY = "10%"
 PRECISION = {"torch": "bf16", "jax": "fp32"}
 # Of a micro-batch without a GPU. They are sorted by length, so that less is padding.
 CPU_ROWS = 16
+MICRO = "micro_batch_size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +100,18 @@ def settings_for(options: Options, overrides: Sequence[str] = (), backend: str =
     head = {"type": options.head, "heads": options.heads, "ensemble": options.ensemble}
     values["head"] = {key: value for key, value in head.items() if value is not None}
     values = apply_overrides(values, overrides)
-    if "micro_batch_size" not in values and backend == "torch" and not torch.cuda.is_available():
+    processor = values.get("device") == "cpu" or not torch.cuda.is_available()
+    if MICRO not in values and backend == "torch" and processor:
         size = values["batch_size"]
-        values["micro_batch_size"] = min(CPU_ROWS, size) if isinstance(size, int) and size > 0 else None
+        values[MICRO] = min(CPU_ROWS, size) if isinstance(size, int) and size > 0 else None
     return validate(RunSettings, values, "perdure reactions")
+
+
+def cut_as_before(settings: RunSettings, theirs: RunSettings, overrides: Sequence[str]) -> RunSettings:
+    """The settings to go on with a run: its own micro-batches, where nobody asked for others."""
+    if any(override.partition("=")[0].strip() == MICRO for override in overrides):
+        return settings
+    return settings.model_copy(update={MICRO: theirs.micro_batch_size})
 
 
 def default_out(settings: RunSettings, setting: str, backend: str = "torch") -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import ConfigError
-from perdure.recipes.reactions.options import Options, settings_for
+from perdure.recipes.reactions.options import Options, cut_as_before, settings_for
 from perdure.recipes.reactions.outputs import write_csv
 from perdure.recipes.run import execute, finished
 from perdure.recipes.show import read_results
@@ -47,7 +47,9 @@ def run_sweep(
             raise ConfigError("stream.reactions.holdout: a sweep compares held-out rows; hold some out")
         folder = RunFolder(out / name)
         if folder.exists:
-            folder.refuse_changed(changed_settings(fixed_settings(folder.settings()), fixed_settings(settings)))
+            theirs = folder.settings()
+            folder.refuse_changed(changed_settings(fixed_settings(theirs), fixed_settings(settings)))
+            settings = cut_as_before(settings, theirs, overrides)
         if not finished(folder):
             display.say(f"{name}:")
             execute(settings, None, folder, display, again)
