@@ -102,10 +102,11 @@ def run(cell: Cell, out: Path, shared: Path, epochs: int, lora_epochs: int) -> N
     command = [
         sys.executable, "-m", "perdure.cli", "reactions", *SETTINGS[cell.setting], "--tuning", cell.tuning,
         "--model", backbone, "--data", str(table_of(cell, out, shared)), "--seed", str(cell.seed),
-        "--backend", cell.backend, "--set", "checkpoint_every=500", "--out", str(folder), "--resume",
+        "--backend", cell.backend, "--set", "checkpoint_every=500", "--set", "evaluation.each_epoch=false",
+        "--out", str(folder), "--resume",
     ]  # fmt: skip
     if cell.backbone == BOTH:
-        command += ["--precision", "fp32", "--epochs", "12", "--lr", "1e-3", "--set", "evaluation.each_epoch=false"]
+        command += ["--precision", "fp32", "--epochs", "12", "--lr", "1e-3"]
     else:
         command += [
             "--precision", "bf16", "--epochs", str(lora_epochs if cell.tuning == "lora" else epochs),
