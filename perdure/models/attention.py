@@ -1,16 +1,19 @@
-"""Causal attention that is fast in bf16 on a processor, where PyTorch's own is made for long sequences.
+"""Attention that is fast in bf16 on a processor, where PyTorch's own is made for long sequences.
 
-For rows of a few hundred tokens the scores in bands of queries, each as two batched products with a softmax
-between, are faster. Everything else goes to PyTorch.
+For rows of a few hundred tokens two batched products with a softmax between are faster: causal ones in bands of
+queries, those under a mask at once, with dropout whose mask is cheap. Everything else goes to PyTorch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from perdure.models.dropout import drop
 
 NAME = "perdure_sdpa"
 MOST_SCORES = 1 << 25  # of a layer; beyond them the matrix costs more than it saves
@@ -29,12 +32,17 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """An attention function of Transformers: query [B, H, T, D], key and value [B, H/g, S, D] -> [B, T, H, D].
 
-    Under bf16 on a CPU, without a mask, it is softmax(QKᵀ·scaling)V over the positions up to a row's own, with
-    scores in bf16; else PyTorch's, for a token that is being generated without a copy of the keys for every head,
-    and Transformers' own way to it for the rest.
+    Under bf16 on a CPU it is softmax(QKᵀ·scaling)V, with scores in bf16: without a mask over the positions up to a
+    row's own, or over all where the model is not causal; under a mask that all heads share, which is true where a
+    query sees a key, or added to the scores, over what that lets through. Else it is PyTorch's, for a token that is
+    being generated without a copy of the keys for every head, and Transformers' own way to it for the rest.
     """
-    if _dense(module, query, key, attention_mask, options):
-        return _causal(query, key, value, options.get("scaling")), None
+    if _dense(query, key, attention_mask, options):
+        causal = options.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        rule = _banded if causal and attention_mask is None else _whole
+        scaling, dropout = options.get("scaling"), options.get("dropout") or 0.0
+        return _in_parts(rule, query, key, value, attention_mask, scaling, dropout), None
     if _single(query, key, attention_mask, options):
         return _grouped(query, key, value, options.get("scaling")), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -45,19 +53,25 @@ def attend(
     return found
 
 
-def _dense(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, options: Any) -> bool:
-    causal = options.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
+def _dense(query: Tensor, key: Tensor, mask: Tensor | None, options: Any) -> bool:
     return (
         query.device.type == "cpu"
         and _in_bf16(query)
-        and mask is None
-        and bool(causal)
-        and not options.get("dropout")
+        and (mask is None or _shared(mask, query, key))
         and all(options.get(name) is None for name in OTHERS)
         and 1 < query.shape[2] == key.shape[2]
         and len(query) == len(key)
         and query.shape[0 if torch.is_grad_enabled() else 1 : 3].numel() * key.shape[2] <= MOST_SCORES
+    )
+
+
+def _shared(mask: Tensor, query: Tensor, key: Tensor) -> bool:
+    """Whether a mask is [B or 1, 1, T, S]: one for all heads."""
+    return (
+        mask.dim() == 4
+        and mask.shape[0] in (1, len(query))
+        and mask.shape[1:] == (1, query.shape[2], key.shape[2])
+        and (mask.dtype == torch.bool or mask.is_floating_point())
     )
 
 
@@ -87,34 +101,80 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -
     return F.scaled_dot_product_attention(asked, key, value, scale=scaling).reshape(batch, 1, heads, -1)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    if torch.is_grad_enabled():
-        return _banded(query, key, value, scaling)
-    # Nothing is kept for a backward pass: some rows at a time, whose scores stay in the processor's cache.
-    rows = max(1, CACHED_SCORES // (query.shape[1] * query.shape[2] ** 2))
-    parts = zip(query.split(rows), key.split(rows), value.split(rows), strict=True)
-    return torch.cat([_banded(q, k, v, scaling) for q, k, v in parts])
+def _in_parts(
+    rule: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    rows = len(query)
+    if not torch.is_grad_enabled():
+        # Nothing is kept for a backward pass: some rows at a time, whose scores stay in the processor's cache.
+        rows = max(1, CACHED_SCORES // (query.shape[1] * query.shape[2] ** 2))
+    masks = [mask] * len(query) if mask is None or len(mask) == 1 else mask.split(rows)
+    parts = zip(query.split(rows), key.split(rows), value.split(rows), masks, strict=False)
+    found = [rule(q, k, v, m, scaling, dropout) for q, k, v, m in parts]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _banded(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    batch, heads, length, width = query.shape
+def _matrices(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each head of each row for itself: [B·H, T, D], in bf16."""
+    batch, heads, length, _ = query.shape
     groups = heads // key.shape[1]
     q, k, v = (
         x.to(torch.bfloat16).repeat_interleave(repeats, 1).reshape(batch * heads, length, -1)
         for x, repeats in ((query, 1), (key, groups), (value, groups))
     )
-    scale = width**-0.5 if scaling is None else scaling
-    found = [_band(q, k, v, start, scale) for start in range(0, length, BAND)]
-    return torch.cat(found, 1).view(batch, heads, length, -1).transpose(1, 2).contiguous()
+    return q, k, v
 
 
-def _band(q: Tensor, k: Tensor, v: Tensor, start: int, scale: float) -> Tensor:
+def _rows(found: Tensor, batch: int) -> Tensor:
+    """[B·H, T, D] -> [B, T, H, D]."""
+    return found.view(batch, -1, *found.shape[1:]).transpose(1, 2).contiguous()
+
+
+def _banded(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
+) -> Tensor:
+    """Causal attention: each query sees the positions up to its own."""
+    q, k, v = _matrices(query, key, value)
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    found = [_band(q, k, v, start, scale, dropout) for start in range(0, query.shape[2], BAND)]
+    return _rows(torch.cat(found, 1), len(query))
+
+
+def _band(q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, dropout: float) -> Tensor:
     """The answers to a band of queries, [B·H, t, D], which look at no position after its last."""
     asked = q[:, start : start + BAND]
     end = start + asked.shape[1]
     later = torch.full((end - start, end), float("-inf"), dtype=q.dtype).triu(start + 1)
     scores = torch.baddbmm(later.expand(len(q), -1, -1), asked, k[:, :end].transpose(1, 2), alpha=scale)
-    return torch.bmm(torch.softmax(scores, -1), v[:, :end])
+    return torch.bmm(drop(torch.softmax(scores, -1), dropout), v[:, :end])
+
+
+def _whole(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
+) -> Tensor:
+    """Attention to whatever the mask lets through, or to all positions; weights are dropped after the softmax."""
+    batch, heads, length, width = query.shape
+    q, k, v = _matrices(query, key, value)
+    seen = _added(mask, q.dtype) if mask is not None else q.new_zeros(1)
+    scale = width**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(
+        seen.expand(batch, heads, length, length).reshape(-1, length, length), q, k.transpose(1, 2), alpha=scale
+    )
+    return _rows(torch.bmm(drop(torch.softmax(scores, -1), dropout), v), batch)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to scores: nothing that is infinite, so that a query that sees no key is not nan."""
+    lowest = torch.finfo(dtype).min
+    if mask.dtype == torch.bool:
+        return mask.logical_not().to(dtype) * lowest
+    return mask.to(dtype).clamp(min=lowest)
 
 
 def use(model: Any) -> None:

@@ -51,6 +51,8 @@ def load_backbone(name: str) -> LanguageModel:
     import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    from perdure.models import attention, dropout
+
     with loading(name, source) as options:
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -60,6 +62,8 @@ def load_backbone(name: str) -> LanguageModel:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     width_of(model)
+    attention.use(model)
+    dropout.use(model)
     return LanguageModel(name, source, model, tokenizer, max_positions(model))
 
 

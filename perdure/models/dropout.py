@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _LEVELS = 1 << 16
 
@@ -18,11 +19,24 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """The input with each element dropped with probability p, in training mode; else as it is."""
-        dropped = round(self.p * _LEVELS)
-        if not self.training or x.device.type != "cpu" or not 0 < dropped < _LEVELS:
-            return super().forward(x)
-        # One draw of 64 bits makes four elements' bits; PyTorch draws 53 bits for each.
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)
-        # In place, so that no truth values have to be turned into numbers, which costs more than the comparison.
-        kept = bits[: x.numel()].ge_(dropped - _LEVELS // 2).view(x.shape)
-        return x * kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+        return drop(x, self.p) if self.training and x.device.type == "cpu" else super().forward(x)
+
+
+def drop(x: Tensor, p: float) -> Tensor:
+    """Each element of a tensor on a CPU dropped with probability p, to the nearest 2⁻¹⁶; the mean is unchanged."""
+    dropped = round(p * _LEVELS)
+    if not 0 < dropped < _LEVELS:
+        return F.dropout(x, p)
+    # One draw of 64 bits makes four elements' bits; PyTorch draws 53 bits for each.
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)
+    # In place, so that no truth values have to be turned into numbers, which costs more than the comparison.
+    kept = bits[: x.numel()].ge_(dropped - _LEVELS // 2).view(x.shape)
+    return x * kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+
+
+def use(model: nn.Module) -> None:
+    """Put it in the place of each `nn.Dropout` of a model."""
+    for part in list(model.modules()):
+        for name, child in list(part.named_children()):
+            if type(child) is nn.Dropout:
+                setattr(part, name, Dropout(child.p).train(child.training))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from perdure.models.adapters import tune
-from perdure.models.dropout import Dropout
+from perdure.models.dropout import Dropout, use
 
 
 def test_the_law_of_dropout() -> None:
@@ -65,3 +65,16 @@ def test_lora_has_it(make_lm: Any) -> None:
     found = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     assert found
     assert all(type(module) is Dropout and module.p == 0.1 for module in found)
+
+
+def test_a_models_own_dropout_is_replaced() -> None:
+    class Own(torch.nn.Dropout):
+        pass
+
+    model = torch.nn.Sequential(torch.nn.Dropout(0.25), torch.nn.Sequential(torch.nn.Dropout(0.5), Own(0.1))).eval()
+    use(model)
+    inner = model[1]
+    assert isinstance(inner, torch.nn.Sequential)
+    assert [type(part) for part in (model[0], inner[0], inner[1])] == [Dropout, Dropout, Own]
+    assert [part.p for part in (model[0], inner[0])] == [0.25, 0.5]
+    assert not model[0].training
