@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from perdure.report import words
 from perdure.report.canvas import COLOURS, GREY, as_png, headline, panels
@@ -119,6 +119,9 @@ def epoch_losses(found: Sequence[Losses], stages: Sequence[str]) -> Figure:
     known = [x for x in known if math.isfinite(x)]
     if known and 0 < min(known) < max(known) / 20:
         axes[0].set_yscale("log")  # the panels share it
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].yaxis.set_major_formatter(lambda x, _: f"{x:g}")  # the default writes mathtext
+        axes[0].yaxis.set_minor_locator(NullLocator())
     handles = [
         Line2D([], [], color=COLOURS[1], label="training, with dropout"),
         Line2D([], [], color=COLOURS[0], marker="o", markersize=3, label="on held-out rows"),

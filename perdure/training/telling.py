@@ -32,6 +32,8 @@ def announcement(plan: Plan) -> Iterator[str]:
         )
     for note in notes_on_strategy(settings):
         yield f"note: {note}"
+    for note in plan.data.get("notes", ()):
+        yield f"note: {note}"
     for task in plan.data["tasks"]:
         for note in task["notes"]:
             yield f"note: {note}"

@@ -207,6 +207,14 @@ def test_a_yield_that_is_no_number(table: Callable[..., Path], cell: str) -> Non
     assert f"t.csv:4: yield {what}; write it like 47.6, or remove the row" in message
 
 
+def test_the_example_of_a_yield_is_of_its_scale_and_a_prediction_needs_none(table: Callable[..., Path]) -> None:
+    path = table("rxn,yield\nC>>N,n.d.\n")
+    with pytest.raises(DataError, match=r"write it like 0\.476, or remove the row"):
+        load(path, yield_scale="fraction")
+    with pytest.raises(DataError, match=r"write it like 47\.6, or leave the cell empty"):
+        load(path, labelled=False)
+
+
 def test_all_mistakes_are_told_together(table: Callable[..., Path]) -> None:
     message = refusal(table("rxn,yield\n" + "C>>N,x\n" * 12 + ",3\nC>N,3\nC >>N,3\n"))
     assert message.count("\n") == 11

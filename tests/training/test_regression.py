@@ -41,6 +41,7 @@ from perdure.training.plan import every_row, make_plan
 from perdure.training.regression import pin_similarity
 from perdure.training.run import Run
 from perdure.training.settings import RunSettings
+from perdure.training.telling import announcement
 from perdure.types import Example, Task
 
 HALIDES = {"chloride": "Clc1ccncc1", "bromide": "Brc1ccncc1", "iodide": "Ic1ccncc1"}
@@ -263,6 +264,8 @@ def test_a_task_without_held_out_rows_is_left_out_of_both(settings_of: Any, plac
     rows = [*reactions("chloride"), *reactions("bromide"), reactions("iodide")[0]]
     table = write_table(tmp_path / "small.csv", rows)
     run = Run(make_plan(settings_of(reactions={"file": str(table)}, epochs=1)), RunFolder(tmp_path / "run"))
+    (told,) = [line for line in announcement(run.plan) if "too few rows" in line]  # what a table's reader noticed
+    assert told.startswith("note: task ")
     run.execute()
     assert [len(task.evaluation) for task in run.plan.stages] == [6, 6, 0]
     metrics = results(run)["metrics"]
@@ -579,6 +582,14 @@ def test_trees_find_what_the_conditions_say_and_nothing_else() -> None:
     assert told is not None
     assert told["r2"] == pytest.approx(expected, abs=1e-5)
     assert told["mae"] == pytest.approx(np.abs(y - mean).mean(), abs=1e-5)
+
+
+def test_trees_of_a_small_table_are_parted_too() -> None:
+    """Of 25 rows no leaf of 20 can be made, and the mean would be foretold: R² near 0."""
+    pytest.importorskip("sklearn", reason="the baseline needs scikit-learn")
+    found = trees([conditioned(36, lambda i: 0.1 + 0.8 * (i % 2), ligand=lambda i: "ab"[i % 2])])
+    assert found is not None
+    assert found["r2"] > 0.99
 
 
 def test_trees_do_not_train_on_copies_and_do_on_names_with_a_tilde() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from perdure.errors import ConfigError, RunError
 from perdure.evaluation.score import regression_metrics
-from perdure.recipes.reactions.foretell import LEVEL, Intervals, foretell, method_of
+from perdure.recipes.reactions.foretell import LEVEL, LEVELS, Intervals, foretell, method_of
 from perdure.recipes.reactions.outputs import CALIBRATION, Teller, write_csv
 from perdure.recipes.run import notes_of, quieten
 from perdure.storage import there
@@ -50,8 +50,7 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
     if out.resolve() == file.resolve():
         raise ConfigError(f"-o {out}: is the table itself; give another file")
     intervals = _intervals(folder)
-    if intervals is not None:
-        intervals.check(level)
+    (intervals or Intervals(dict.fromkeys(LEVELS, math.inf))).check(level)
     quieten()
     display = Terminal()
     run, teller = opened(settings, folder, display)

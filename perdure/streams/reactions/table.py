@@ -46,7 +46,8 @@ def read(
     columns = find_columns(spec, cells, labelled, fixed)
     problems = Problems(place)
     smiles = [_smiles(cells, columns, spec.canonical, line, row, problems) for line, row in cells.rows]
-    given = [_number(cells, columns.value, line, row, labelled, problems) for line, row in cells.rows]
+    like = "0.476" if spec.yield_scale == "fraction" else "47.6"
+    given = [_number(columns.value, line, row, labelled, like, problems) for line, row in cells.rows]
     numbers = [value for value in given if value is not None]
     scale, notes = _scale(spec.yield_scale, numbers)
     values = [
@@ -123,7 +124,7 @@ def _smiles(
 
 
 def _number(
-    cells: Cells, column: str | None, line: int, row: Mapping[str, str], labelled: bool, problems: Problems
+    column: str | None, line: int, row: Mapping[str, str], labelled: bool, like: str, problems: Problems
 ) -> float | None:
     text = "" if column is None else row[column]
     if not text and not labelled:
@@ -132,7 +133,8 @@ def _number(
     if abs(value) < float("inf"):
         return value
     what = f"is {text!r}, which is not a finite number" if text else "is empty"
-    problems.add(line, f"{column} {what}; write it like 47.6, or remove the row")
+    way = "remove the row" if labelled else "leave the cell empty"
+    problems.add(line, f"{column} {what}; write it like {like}, or {way}")
     return None
 
 
