@@ -251,7 +251,11 @@ def extend(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="The task's name; by default the file's.")] = None,
     evaluation: Annotated[
-        Path | None, typer.Option("--evaluation", help="Held-out rows; by default a tenth of the task's.")
+        Path | None,
+        typer.Option(
+            "--evaluation",
+            help="Held-out rows; by default a tenth of the task's, of reactions the run's own share.",
+        ),
     ] = None,
     resume: Resume = False,
     track: Track = None,

@@ -157,7 +157,9 @@ def test_no_row_is_on_both_sides_and_yields_are_the_tables(replayed: Path, place
     held, seen = (table(replayed / f"predictions_{name}.csv") for name in ("held_out", "training"))
     assert {row["key"] for row in held} | {row["key"] for row in seen} == set(worth)
     assert not {row["key"] for row in held} & {row["key"] for row in seen}
+    texts = {row["reaction_number"]: row["reaction_smiles"] for row in table(place / "table.csv")}
     for row in held + seen:
+        assert row["reaction_smiles"] == texts[row["key"]]
         assert float(row["true"]) == pytest.approx(worth[row["key"]], rel=1e-5)
         assert 0 < float(row["predicted"]) < 1
 
@@ -340,7 +342,7 @@ REFUSALS = {
     "alpha": (["--lora-alpha", "4", "--tuning", "full"], "--lora-alpha: it is LoRA's"),
     "heads": (["--head", "mean", "--heads", "2"], "the head mean has no attention"),
     "soft-prompt": (["--tuning", "soft-prompt"], "a regression takes head, lora or full"),
-    "setting": (["--setting", "sequental"], "'sequental'"),
+    "setting": (["--setting", "sequental"], "'sequental'. Did you mean 'sequential'? Known: agem,"),
     "head": (["--head", "mhra"], "mhar"),
     "shares": (["--heads", "3"], "of up to 32 heads these would do: 1, 2, 4, 8"),
     "smiles": (["--smiles-column", "smiles"], "The file has: reaction_number, reactant_1"),
@@ -403,9 +405,14 @@ def test_any_other_table(
     ]
     other = write_table(tmp_path / "other.csv", rows)
     options = ("--yield-column", "conv", "--task-columns", "plate", "--setting", "sequential", "--order", "sorted")
+    options += ("--holdout", "0.2")
     run, done = started(*options, data=other)
     assert done.code == 0, done.err
     assert results(run)["tasks"] == ["CO", "O"]
+    assert "no intervals: half of the held-out rows set their widths, at least 20, and" in " ".join(
+        done.out.split()
+    )
+    assert not (run / "calibration.json").exists()
     from perdure.training.folder import RunFolder
 
     assert RunFolder(run).recorded()["data"]["scale"] == "fraction"
@@ -462,14 +469,17 @@ def test_extend_adds_a_task_and_keeps_what_was(extended: Path, replayed: Path) -
 
 
 def test_a_memory_of_all_keeps_the_rows_of_later_tasks_too(
-    started: Callable[..., Any], perdure: Callable[..., Any], place: Path
+    started: Callable[..., Any], perdure: Callable[..., Any], place: Path, tmp_path: Path
 ) -> None:
     """A fourth and a fifth task of 20 rows come to three of 20: the memory is as large as what was learnt."""
     run, done = started("--memory", "all", "--epochs", "1")
     assert done.code == 0, done.err
+    more = table(place / "more.csv")
+    measured = [{**row, "yield": float(row["yield"]) / 2} for row in more]  # again, with other yields
+    again = write_table(tmp_path / "again.csv", measured)
     with unpaged():
-        for name in ("ether", "ester"):
-            extended = perdure("extend", run, "--task", place / "more.csv", "--name", name)
+        for name, file in (("ether", place / "more.csv"), ("ester", again)):
+            extended = perdure("extend", run, "--task", file, "--name", name)
             assert extended.code == 0, extended.err
             words = " ".join(extended.out.split())
             assert ("20 of 20 rows were trained on before" in words) == (name == "ester")
@@ -487,7 +497,11 @@ def test_extend_refuses_what_cannot_be(
         assert "Traceback" not in done.err
         return " ".join(done.err.split())
 
-    assert "another --name" in said("--task", place / "more.csv", "--name", "ether")
+    same = said("--task", place / "more.csv", "--name", "ester")
+    assert "all 40 rows, yields included, are in the run's tables already" in same
+    assert "all 120 rows" in said("--task", place / "table.csv")
+    other = write_table(tmp_path / "other.csv", doubled(reactions("COc1ccncc1")))
+    assert "another --name" in said("--task", other, "--name", "ether")
     assert "no such file" in said("--task", tmp_path / "gone.csv")
     odd = write_table(tmp_path / "odd.csv", [{"a": "C>>N", "b": 4}])
     assert "The file has: a, b" in said("--task", odd)
@@ -576,6 +590,10 @@ def test_predict_refuses_what_cannot_be(
     assert "The file has: a, b" in said(replayed, odd)
     long = write_table(tmp_path / "long.csv", [{"reaction_smiles": "C" * 300 + ">>N"}])
     assert "longer than 128 tokens" in said(replayed, long)
+    without = tmp_path / "run"
+    shutil.copytree(replayed, without)
+    (without / "calibration.json").unlink()
+    assert "--level 95: choose one of 0.1, 0.15" in said(without, file, "--level", "95")
 
 
 def test_a_reaction_too_long_is_named_and_the_others_foretold(

@@ -6,6 +6,8 @@ queries, those under a mask at once, with dropout whose mask is cheap. Everythin
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,15 +18,13 @@ from torch.nn import functional as F
 from perdure.models.dropout import drop
 
 NAME = "perdure_sdpa"
+_COMPARED = re.compile(r"_attn_implementation\s*(==|!=|in\b|not\b)")
+_SDPA = re.compile(r"([\"'])sdpa\1")
 MOST_SCORES = 1 << 25  # of a layer; beyond them the matrix costs more than it saves
 CACHED_SCORES = 1 << 22
 BAND = 128  # queries that go together: of fewer the products are slow, of more most scores are of what is to come
-OTHERS = (
-    "position_bias",
-    "softcap",
-    "s_aux",
-    "cache",
-)  # what some models add to the scores, which is not done here
+# What some models add to the scores, or choose keys by, which is not done here.
+OTHERS = ("position_bias", "softcap", "s_aux", "cache", "indices", "block_indices")
 
 
 def attend(
@@ -32,10 +32,13 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """An attention function of Transformers: query [B, H, T, D], key and value [B, H/g, S, D] -> [B, T, H, D].
 
-    Under bf16 on a CPU it is softmax(QKᵀ·scaling)V, with scores in bf16: without a mask over the positions up to a
-    row's own, or over all where the model is not causal; under a mask that all heads share, which is true where a
-    query sees a key, or added to the scores, over what that lets through. Else it is PyTorch's, for a token that is
-    being generated without a copy of the keys for every head, and Transformers' own way to it for the rest.
+    Under bf16 on a CPU it is softmax(QKᵀ·scaling)V: without a mask over the positions up to a row's own, or over
+    all where the model is not causal; under a mask that all heads share, true where a query sees a key, over what
+    that lets through. Scores are rounded to bf16, as in Transformers' own "eager": where they are large (above 30)
+    that costs more than PyTorch, which keeps them in fp32. A query that sees no key gets the mean of the values.
+    Else it is PyTorch's, for a token that is being generated without a copy of the keys for every head, and
+    Transformers' own way to it for the rest. Of large batches that is so with gradients only, so that the same rows
+    may differ between both as bf16 rounds.
     """
     if _dense(query, key, attention_mask, options):
         causal = options.get("is_causal")
@@ -71,7 +74,7 @@ def _shared(mask: Tensor, query: Tensor, key: Tensor) -> bool:
         mask.dim() == 4
         and mask.shape[0] in (1, len(query))
         and mask.shape[1:] == (1, query.shape[2], key.shape[2])
-        and (mask.dtype == torch.bool or mask.is_floating_point())
+        and mask.dtype == torch.bool  # what is added to scores may be more than a mask
     )
 
 
@@ -88,7 +91,7 @@ def _single(query: Tensor, key: Tensor, mask: Tensor | None, options: Any) -> bo
 
 def _in_bf16(query: Tensor) -> bool:
     mixed = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return mixed or query.dtype == torch.bfloat16
+    return (mixed and query.dtype != torch.float64) or query.dtype == torch.bfloat16
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -111,8 +114,9 @@ def _in_parts(
     dropout: float,
 ) -> Tensor:
     rows = len(query)
-    if not torch.is_grad_enabled():
-        # Nothing is kept for a backward pass: some rows at a time, whose scores stay in the processor's cache.
+    if not torch.is_grad_enabled() and not dropout:
+        # Nothing is kept for a backward pass: some rows at a time, whose scores stay in the processor's cache. Not
+        # where draws would come in another order than with gradients.
         rows = max(1, CACHED_SCORES // (query.shape[1] * query.shape[2] ** 2))
     masks = [mask] * len(query) if mask is None or len(mask) == 1 else mask.split(rows)
     parts = zip(query.split(rows), key.split(rows), value.split(rows), masks, strict=False)
@@ -150,7 +154,7 @@ def _band(q: Tensor, k: Tensor, v: Tensor, start: int, scale: float, dropout: fl
     """The answers to a band of queries, [B·H, t, D], which look at no position after its last."""
     asked = q[:, start : start + BAND]
     end = start + asked.shape[1]
-    later = torch.full((end - start, end), float("-inf"), dtype=q.dtype).triu(start + 1)
+    later = torch.full((end - start, end), float("-inf"), dtype=q.dtype, device=q.device).triu(start + 1)
     scores = torch.baddbmm(later.expand(len(q), -1, -1), asked, k[:, :end].transpose(1, 2), alpha=scale)
     return torch.bmm(drop(torch.softmax(scores, -1), dropout), v[:, :end])
 
@@ -161,7 +165,8 @@ def _whole(
     """Attention to whatever the mask lets through, or to all positions; weights are dropped after the softmax."""
     batch, heads, length, width = query.shape
     q, k, v = _matrices(query, key, value)
-    seen = _added(mask, q.dtype) if mask is not None else q.new_zeros(1)
+    # Nothing that is infinite, so that a query that sees no key is not nan.
+    seen = q.new_zeros(1) if mask is None else mask.logical_not().to(q.dtype) * torch.finfo(q.dtype).min
     scale = width**-0.5 if scaling is None else scaling
     scores = torch.baddbmm(
         seen.expand(batch, heads, length, length).reshape(-1, length, length), q, k.transpose(1, 2), alpha=scale
@@ -169,24 +174,25 @@ def _whole(
     return _rows(torch.bmm(drop(torch.softmax(scores, -1), dropout), v), batch)
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a mask adds to scores: nothing that is infinite, so that a query that sees no key is not nan."""
-    lowest = torch.finfo(dtype).min
-    if mask.dtype == torch.bool:
-        return mask.logical_not().to(dtype) * lowest
-    return mask.to(dtype).clamp(min=lowest)
-
-
 def use(model: Any) -> None:
-    """Let a Transformers model attend this way, where it would go through PyTorch's function."""
-    from transformers import AttentionInterface
+    """Let a Transformers model attend this way, where all of it goes through PyTorch's function."""
+    from transformers import AttentionInterface, PreTrainedModel
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    if model.config._attn_implementation != "sdpa":
+    if not all(_can_change(part) for part in model.modules() if isinstance(part, PreTrainedModel)):
         return
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    try:
-        model.set_attn_implementation(NAME)
-    except ValueError:  # an architecture with attention of its own
-        model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(NAME)
+
+
+def _can_change(part: Any) -> bool:
+    """Whether a model's attention is PyTorch's, can be changed, and nothing else of it goes by that name.
+
+    Some architectures make their masks, or choose the keys of a query, only where the implementation is called
+    "sdpa"; under another name they would attend to everything, without a word.
+    """
+    if part.config._attn_implementation != "sdpa" or not part._can_set_attn_implementation():
+        return False
+    code = inspect.getsource(inspect.getmodule(type(part)) or type(part))
+    return not (_COMPARED.search(code) and _SDPA.search(code))

@@ -25,10 +25,11 @@ class Dropout(nn.Dropout):
 def drop(x: Tensor, p: float) -> Tensor:
     """Each element of a tensor on a CPU dropped with probability p, to the nearest 2⁻¹⁶; the mean is unchanged."""
     dropped = round(p * _LEVELS)
-    if not 0 < dropped < _LEVELS:
+    if not 0 < dropped < _LEVELS or torch.compiler.is_compiling():  # a compiler knows no draws of whole numbers
         return F.dropout(x, p)
     # One draw of 64 bits makes four elements' bits; PyTorch draws 53 bits for each.
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(1 << 63), None)
+    bits = draws.view(torch.int16)
     # In place, so that no truth values have to be turned into numbers, which costs more than the comparison.
     kept = bits[: x.numel()].ge_(dropped - _LEVELS // 2).view(x.shape)
     return x * kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
@@ -37,6 +38,6 @@ def drop(x: Tensor, p: float) -> Tensor:
 def use(model: nn.Module) -> None:
     """Put it in the place of each `nn.Dropout` of a model."""
     for part in list(model.modules()):
-        for name, child in list(part.named_children()):
+        for name, child in list(part._modules.items()):  # `named_children` leaves a second name of one out
             if type(child) is nn.Dropout:
                 setattr(part, name, Dropout(child.p).train(child.training))

@@ -206,9 +206,12 @@ def extend_run(
             raise RunError(f"{path} is not finished; go on with it first, with --resume")
         if task is None:
             raise ConfigError("--task is missing: give the new task's data file, or a YAML file with its settings")
-        settings = settings.model_copy(
-            update={"extensions": (*settings.extensions, task_spec(task, name, evaluation))}
-        )
+        new = task_spec(task, name, evaluation)
+        if settings.stream.reactions is not None and new.train is not None:
+            from perdure.training.regression import refuse_known
+
+            refuse_known(settings, new.train, folder.recipe_folder)
+        settings = settings.model_copy(update={"extensions": (*settings.extensions, new)})
     if is_jax(folder):
         from perdure.recipes.reactions import jax_backend
 

@@ -63,6 +63,34 @@ def pin_similarity(settings: RunSettings) -> RunSettings:
     return settings.model_copy(update={"stream": settings.stream.model_copy(update={"reactions": chosen})})
 
 
+def refuse_known(settings: RunSettings, file: str, folder: Path | None) -> None:
+    """Refuse a table of a new task that holds nothing but rows, yields included, that the run's tables have.
+
+    Args:
+        settings: of the run, before the new task.
+        file: the new table.
+        folder: where relative paths of the run are looked up after `settings.data`.
+    """
+    spec = settings.stream.reactions
+    assert spec is not None
+    places = [Path(place) for place in (settings.data, folder) if place is not None]
+    known: set[tuple[str, float | None]] = set()
+    own = spec
+    for name in (spec.file, *(name for one in settings.extensions for name in (one.train, one.evaluation) if name)):
+        place = locate(name, places)
+        if not isinstance(place, Path):
+            return  # what is missing is told by the plan
+        table = reactions.read(own, place, fixed=True)
+        own = own.model_copy(update={"yield_scale": table.facts["scale"]})
+        known.update((reactions.normal(row.smiles), row.value) for row in table.rows)
+    rows = reactions.read(own, file, fixed=True).rows
+    if all((reactions.normal(row.smiles), row.value) in known for row in rows):
+        raise DataError(
+            f"{file}: all {len(rows)} rows, yields included, are in the run's tables already; give a table of the "
+            "new ones alone"
+        )
+
+
 class ReactionData:
     """The stream of a run's reactions, encoded, and the facts about them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,16 +98,19 @@ def test_a_band_that_sees_as_far_as_the_first_is_caught(monkeypatch: pytest.Monk
     ("change", "dense"),
     [
         ({}, True),
-        ({"mask": torch.zeros(2, 1, 7, 7)}, True),
-        ({"mask": torch.zeros(1, 1, 7, 7)}, True),
-        ({"mask": torch.zeros(2, 4, 7, 7)}, False),
-        ({"mask": torch.zeros(2, 7)}, False),
+        ({"mask": torch.ones(2, 1, 7, 7, dtype=torch.bool)}, True),
+        ({"mask": torch.ones(1, 1, 7, 7, dtype=torch.bool)}, True),
+        ({"mask": torch.ones(2, 4, 7, 7, dtype=torch.bool)}, False),
+        ({"mask": torch.ones(2, 7, dtype=torch.bool)}, False),
+        ({"mask": torch.zeros(2, 1, 7, 7)}, False),
         ({"mask": torch.ones(2, 1, 7, 7, dtype=torch.int64)}, False),
         ({"dropout": 0.1}, True),
         ({"is_causal": False}, True),
         ({"keys": 9}, False),
         ({"position_bias": torch.zeros(1)}, False),
         ({"softcap": 30.0}, False),
+        ({"indices": torch.zeros(2, 7, 3)}, False),
+        ({"double": True}, False),
         ({"precision": torch.float32}, False),
     ],
     ids=str,
@@ -121,7 +125,9 @@ def test_what_it_leaves_to_pytorch(monkeypatch: pytest.MonkeyPatch, change: dict
     monkeypatch.setattr(
         "transformers.integrations.sdpa_attention.sdpa_attention_forward", lambda *_, **__: (q, None)
     )
-    options = {name: value for name, value in change.items() if name not in ("mask", "keys", "precision")}
+    if "double" in change:
+        q, k, v = q.double(), k.double(), v.double()
+    options = {name: value for name, value in change.items() if name not in ("mask", "keys", "precision", "double")}
     with torch.autocast("cpu", torch.bfloat16, enabled=change.get("precision") is None):
         attend(CAUSAL, q, k, v, change.get("mask"), scaling=0.5, **options)
     assert bool(called) is dense
@@ -212,10 +218,6 @@ def triangles() -> torch.Tensor:
     return padded() & torch.ones(7, 7, dtype=torch.bool).tril()
 
 
-def added(seen: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-
-
 def check_masked(module: Any, mask: torch.Tensor | None, seen: torch.Tensor) -> None:
     q, k, v = (x.bfloat16() for x in tensors())
     with torch.autocast("cpu", torch.bfloat16):
@@ -232,11 +234,10 @@ EVERYTHING = torch.ones(1, 1, 7, 7, dtype=torch.bool)
     [
         (BOTH_WAYS, None, EVERYTHING),
         (BOTH_WAYS, padded(), padded()),
-        (BOTH_WAYS, added(padded()), padded()),
         (CAUSAL, triangles(), triangles()),
         (CAUSAL, EVERYTHING.tril(), EVERYTHING.tril()),
     ],
-    ids=["no mask", "padding", "added", "causal and padding", "one mask for all rows"],
+    ids=["no mask", "padding", "causal and padding", "one mask for all rows"],
 )
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("scores", [1, 1 << 22])
@@ -284,13 +285,12 @@ def test_gradients_under_a_mask_are_pytorchs() -> None:
 def test_a_query_that_sees_nothing_is_a_number() -> None:
     seen = padded()
     seen[0] = False
-    for mask in (seen, added(seen), torch.zeros(2, 1, 7, 7).masked_fill(~seen, float("-inf"))):
-        q, k, v = (x.bfloat16() for x in tensors())
-        found, _ = attend(BOTH_WAYS, q, k, v, mask, scaling=0.5)
-        assert bool(found.isfinite().all())
-        torch.testing.assert_close(
-            found[1].double(), by_hand(q, k, v, 0.5, seen[:, 0] | True)[1], rtol=0.03, atol=0.03
-        )
+    q, k, v = (x.bfloat16() for x in tensors())
+    found, _ = attend(BOTH_WAYS, q, k, v, seen, scaling=0.5)
+    right = by_hand(q, k, v, 0.5, torch.ones(2, 7, 7, dtype=torch.bool))
+    torch.testing.assert_close(found[1].double(), right[1], rtol=0.03, atol=0.03)
+    mean = v[0].double().mean(1).repeat_interleave(2, 0)  # over the keys, for each head
+    torch.testing.assert_close(found[0].double(), mean.expand(7, 4, 8), rtol=0.03, atol=0.03)
 
 
 @pytest.mark.parametrize("module", [CAUSAL, BOTH_WAYS], ids=["causal", "both ways"])
@@ -341,3 +341,76 @@ def test_an_encoder_with_padding_and_dropout() -> None:
     torch.testing.assert_close(one, two, rtol=0.05, atol=0.05)
     torch.testing.assert_close(one[1:, :7], short, rtol=0.05, atol=0.05)
     assert float((dropped - one).std()) > 0.2
+
+
+def test_draws_are_the_same_with_and_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bands of queries, and scores of all rows that would be too many to go at once without gradients."""
+    monkeypatch.setattr(attention, "BAND", 4)
+    monkeypatch.setattr(attention, "CACHED_SCORES", 4 * 49)
+    found = []
+    for gradients in (True, False):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
+            found.append(attend(CAUSAL, *tensors(), None, scaling=0.5, dropout=0.25)[0])
+    assert torch.equal(*found)
+
+
+def test_another_default_device_changes_nothing() -> None:
+    q, k, v = (x.bfloat16() for x in tensors())
+    found = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(3)
+        with torch.device(device):
+            found.append(attend(CAUSAL, q, k, v, None, scaling=0.5, dropout=0.25)[0])
+    assert torch.equal(*found)
+
+
+def sparse() -> Any:
+    """A decoder that looks at the four keys of each query that an indexer of its own finds the best."""
+    from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "n_routed_experts": 4}
+    sizes |= {
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "first_k_dense_replace": 2,
+        "q_lora_rank": 16,
+    }
+    sizes |= {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "index_topk": 4}
+    sizes |= {"index_n_heads": 2, "index_head_dim": 16, "max_position_embeddings": 64}
+    return DeepseekV32ForCausalLM(DeepseekV32Config(**sizes)).eval()
+
+
+def test_an_architecture_that_goes_by_the_name_of_its_attention_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under another name it would look at every key, without a word."""
+    model, ids = sparse(), torch.arange(5, 45)[None]
+    with torch.no_grad():
+        right = model(input_ids=ids).logits
+        attention.use(model)
+        assert model.config._attn_implementation == "sdpa"
+        assert torch.equal(model(input_ids=ids).logits, right)
+        monkeypatch.setattr(attention, "_COMPARED", re.compile("never so"))
+        attention.use(model)
+        assert model.config._attn_implementation == NAME
+        assert float((model(input_ids=ids).logits - right).abs().max()) > 0.01
+
+
+def test_other_attention_is_left_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """That of an architecture of its own, and a model of which a part is told to be eager."""
+    from transformers import BertConfig, BertModel, FalconConfig, FalconModel
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 50}
+    falcon = FalconModel(FalconConfig(**small))
+    attention.use(falcon)
+    assert falcon.config._attn_implementation == "sdpa"
+    whole, part = (BertModel(BertConfig(intermediate_size=64, **small)) for _ in range(2))
+    part.set_attn_implementation("eager")
+    whole.part = part
+    attention.use(whole)
+    assert (whole.config._attn_implementation, part.config._attn_implementation) == ("sdpa", "eager")
+    assert capfd.readouterr() == ("", "")

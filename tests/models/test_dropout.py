@@ -78,3 +78,26 @@ def test_a_models_own_dropout_is_replaced() -> None:
     assert [type(part) for part in (model[0], inner[0], inner[1])] == [Dropout, Dropout, Own]
     assert [part.p for part in (model[0], inner[0])] == [0.25, 0.5]
     assert not model[0].training
+
+
+def test_one_dropout_under_two_names_is_replaced_under_both() -> None:
+    model = torch.nn.Module()
+    model.first = model.second = torch.nn.Dropout(0.25)
+    use(model)
+    assert (type(model.first), type(model.second)) == (Dropout, Dropout)
+
+
+def test_a_compiler_is_given_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.manual_seed(5)
+    found = Dropout(0.25)(torch.ones(50))
+    torch.manual_seed(5)
+    assert torch.equal(found, torch.nn.functional.dropout(torch.ones(50), 0.25))
+
+
+def test_another_default_device_changes_nothing() -> None:
+    torch.manual_seed(5)
+    found = Dropout(0.25)(x := torch.ones(50))
+    torch.manual_seed(5)
+    with torch.device("meta"):
+        assert torch.equal(Dropout(0.25)(x), found)

@@ -162,6 +162,25 @@ def test_canonical_tables(tmp_path: Path) -> None:
     assert "t.csv:4: rxn: SMILES 'c1cc' is no molecule" in str(error.value)
 
 
+def test_molecules_that_rdkit_cannot_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("rxn,yield\nOCC.C>>N,5\nC~C1CC>>N,5\nC.c1cc>>N,5\n")
+    spec = ReactionsSpec(file=str(path), task_columns=())
+    if not has_rdkit():
+        pytest.skip("RDKit is in the extra chem")
+    table = read(spec)
+    assert [row.smiles for row in table.rows] == ["OCC.C>>N", "C~C1CC>>N", "C.c1cc>>N"]
+    (note,) = table.facts["notes"]
+    assert note.startswith(
+        "2 rows hold molecules that RDKit cannot read, the first in line 3: 'C~C1CC>>N'; kept as"
+    )
+    path.write_text("rxn,yield\nOCC.C>>N,5\nC1CC>>N,5\n")
+    (note,) = read(spec).facts["notes"]
+    assert note.startswith("1 row holds a molecule that RDKit cannot read, in line 3: 'C1CC>>N'; kept as")
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    assert read(spec).facts["notes"] == []
+
+
 def test_without_rdkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading, tasks, splits and similarity do without; what needs it says how to install it."""
     monkeypatch.setitem(sys.modules, "rdkit", None)

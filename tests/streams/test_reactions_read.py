@@ -200,6 +200,17 @@ def test_few_yields_that_make_all_of_them_percent_are_told(table: Callable[..., 
     assert note.startswith("1 of 40 yields are above 1.5, so that all were read as percent")
 
 
+def test_rows_that_say_nothing_of_their_task_are_told(table: Callable[..., Path]) -> None:
+    text = "rxn,yield,pair,ligand\nC>>N,50,a,\n\nN>>N,20,,\nO>>N,7,,x\n"
+    read_in = load(table(text), task_columns=("pair",))
+    assert [row.task for row in read_in.rows] == ["a", "None", "None"]
+    assert read_in.facts["notes"] == ["2 rows (the first in line 4) with nothing under pair: their task is None"]
+    read_in = load(table(text), task_columns=("pair", "ligand"))
+    assert [row.task for row in read_in.rows] == ["a + None", "None + None", "None + x"]
+    (note,) = read_in.facts["notes"]
+    assert note == "1 row (line 4) with nothing under pair, ligand: their task is None + None"
+
+
 @pytest.mark.parametrize("cell", ["", "n/a", "nan", "inf", "1_0", "47,6", "47 %", "1e999"])
 def test_a_yield_that_is_no_number(table: Callable[..., Path], cell: str) -> None:
     message = refusal(table(f"rxn;yield\nC>>N;5\n\nN>>N;{cell}\n"))

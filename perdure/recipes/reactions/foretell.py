@@ -27,6 +27,7 @@ Method = Literal["mc-dropout", "ensemble", "none"]
 Array = NDArray[np.float64]
 LEVELS = tuple(round(0.05 * i, 2) for i in range(2, 20))  # 0.1 to 0.95
 LEVEL = 0.9
+FEWEST = 20  # rows that set the widths of intervals
 FLOOR = 0.02  # of a standard deviation, in yields: what is all but certain may be wrong by as much
 
 
@@ -155,7 +156,7 @@ def calibrate(
     Returns:
         The intervals, None where too few rows are there to fit any; and what calibration.json holds.
     """
-    if fits.sum() < 20 or (~fits).sum() < 1:
+    if fits.sum() < FEWEST or (~fits).sum() < 1:
         return None, {}
     intervals = Intervals.fit(Foretold(foretold.mean[fits], foretold.std[fits]), true[fits])
     rest = Foretold(foretold.mean[~fits], foretold.std[~fits])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.config import apply_overrides, validate
-from perdure.errors import ConfigError
+from perdure.errors import ConfigError, unknown_name
 from perdure.strategies.build import STRATEGIES, settings_of
 from perdure.training.plan import STREAM_MODES
 from perdure.training.settings import RunSettings
@@ -152,8 +152,11 @@ def _refuse_idle(options: Options, parts: Sequence[str]) -> None:
     """Refuse options that nothing would look at."""
     keeps = [part for part in parts if part in STRATEGIES and "capacity" in settings_of(part)]
     known = (SEQUENTIAL, *STREAM_MODES, *STRATEGIES)
+    for part in parts:
+        if part not in known:
+            raise ConfigError(unknown_name("setting", part, sorted(known)) + " Several are joined by +.")
     idle = []
-    if options.memory is not None and not keeps and all(part in known for part in parts):
+    if options.memory is not None and not keeps:
         idle.append(f"--memory: {options.setting} keeps no rows; take --setting replay")
     if options.gradient is not None and REPLAY not in parts:
         idle.append(f"--gradient: it is about replayed rows, and {options.setting} replays none")

@@ -14,6 +14,7 @@ import numpy as np
 
 from perdure.evaluation.score import MAIN
 from perdure.recipes.reactions.foretell import (
+    FEWEST,
     Array,
     Foretold,
     Intervals,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 CALIBRATION, BASELINE = "calibration.json", "baseline.json"
 HELD_OUT, TRAINING = "predictions_held_out.csv", "predictions_training.csv"
-PREDICTIONS = ("key", "task", "true", "predicted", "std", "lower", "upper", "calibration")
+PREDICTIONS = ("key", "task", "reaction_smiles", "true", "predicted", "std", "lower", "upper", "calibration")
 Teller = Callable[[Any, Sequence[Example], Method, int, int], Foretold]
 EPOCHS = ("epoch", "training_loss", "held_out_loss", "held_out_rmse", "held_out_r2")
 
@@ -63,6 +64,11 @@ def write_outputs(run: Run, teller: Teller = foretell) -> None:
         write_json(folder.path / CALIBRATION, found)
     else:
         (folder.path / CALIBRATION).unlink(missing_ok=True)
+        if held:
+            run.display.say(
+                f"note: no intervals: half of the held-out rows set their widths, at least {FEWEST}, and these are "
+                f"{fits.sum()} of {len(held)}"
+            )
     write_predictions(folder.path / HELD_OUT, held, made, intervals, fits)
     for metric in ("r2", "rmse"):
         if metric in run.scores.matrices:  # not where no row is held out
@@ -96,7 +102,7 @@ def write_predictions(
         path,
         PREDICTIONS,
         (
-            [row.key, row.task, _number(value), *map(_number, (mean, std, low, high)), mark]
+            [row.key, row.task, row.segments[0].text, _number(value), *map(_number, (mean, std, low, high)), mark]
             for row, value, (mean, std, low, high), mark in zip(rows, _true(rows), values, marks, strict=True)
         ),
     )

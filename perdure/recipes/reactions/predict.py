@@ -96,7 +96,7 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
     width = (
         f"intervals of {level:.0%}"
         if intervals is not None
-        else "no intervals, which need 20 held-out rows of a finished run"
+        else "no intervals, which need about 40 held-out rows of a finished run"
     )
     display.say(f"{len(rows)} predictions in {unit}, {width}")
     if trained := places.count(TRAINED):

@@ -64,6 +64,11 @@ def canonical(smiles: str) -> str:
     return joined(_sorted(_changed(smiles, lambda molecule, _: _canonical(molecule))))
 
 
+def readable(smiles: str) -> bool:
+    """Whether RDKit reads every molecule of a SMILES; needs RDKit."""
+    return all(_read(one) is not None for part in parts(smiles) for compound in part for one in compound)
+
+
 @lru_cache(maxsize=4096)
 def _canonical(molecule: str) -> str:
     chem, _ = load_rdkit()
@@ -129,11 +134,16 @@ def load_rdkit() -> tuple[Any, Any]:
 
 
 @lru_cache(maxsize=4096)
-def _parsed(molecule: str) -> Any:
+def _read(molecule: str) -> Any:
+    """RDKit's molecule, or None where it reads none."""
     chem, block = load_rdkit()
     with block():
-        parsed = chem.MolFromSmiles(molecule)
-    if parsed is None or not molecule:
+        return chem.MolFromSmiles(molecule) if molecule else None
+
+
+def _parsed(molecule: str) -> Any:
+    parsed = _read(molecule)
+    if parsed is None:
         raise DataError(
             f"SMILES {molecule!r} is no molecule that RDKit reads. Correct it, or leave out canonical and augment, "
             "and give similarity grams."

@@ -56,6 +56,7 @@ def read(
     ]
     keys, key_column, passed = _keys(spec, cells, columns, problems)
     problems.stop()
+    notes = [*notes, *_untold(cells, columns.tasks), *([] if spec.canonical else _unread(cells, smiles))]
     rows = tuple(
         Reaction(key, _task(row, columns.tasks), text, value, _fields(row, columns))
         for (_, row), key, text, value in zip(cells.rows, keys, smiles, values, strict=True)
@@ -121,6 +122,30 @@ def _smiles(
         except DataError as error:
             problems.add(line, f"{columns.smiles}: {error}")
     return text
+
+
+def _untold(cells: Cells, columns: Sequence[str]) -> list[str]:
+    """A word on rows that say nothing of their task: right where a well had none of it, a slip elsewhere."""
+    lines = [line for line, row in cells.rows if not any(row[column] for column in columns)] if columns else []
+    if not lines:
+        return []
+    rows = f"row (line {lines[0]})" if len(lines) == 1 else f"rows (the first in line {lines[0]})"
+    name = " + ".join([names.ABSENT] * len(columns))
+    return [f"{len(lines)} {rows} with nothing under {', '.join(columns)}: their task is {name}"]
+
+
+def _unread(cells: Cells, smiles: Sequence[str]) -> list[str]:
+    """A word on molecules that RDKit, where it is installed, cannot read: what is trained on is text."""
+    if not chem.has_rdkit():
+        return []
+    found = [(line, text) for (line, _), text in zip(cells.rows, smiles, strict=True) if not chem.readable(text)]
+    if not found:
+        return []
+    (line, text), count = found[0], len(found)
+    what = "1 row holds a molecule" if count == 1 else f"{count} rows hold molecules"
+    where = "in" if count == 1 else "the first in"
+    told = f"{what} that RDKit cannot read, {where} line {line}: {text[:60]!r}"
+    return [f"{told}; kept as text. Correct a misprint; canonical (--canonical) refuses such rows"]
 
 
 def _number(
