@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from statistics import median
 from typing import Any
 
@@ -185,6 +186,40 @@ def apart() -> str:
     return "\n".join(lines)
 
 
+def trees_of_a_memory(shared: Path, seed: int, share: float = 0.1) -> tuple[float, float]:
+    """R² over all held-out rows of the trees that know a share of the rows alone, and with the last task's.
+
+    What a memory of that size holds of the table by itself, for a learner that forgets all else.
+    """
+    import torch
+
+    from perdure.recipes.reactions.trees import trees
+    from perdure.streams import reactions
+    from perdure.types import Example, Task
+
+    spec = reactions.ReactionsSpec(file=str(shared / "data" / "suzuki_miyaura.csv.gz"))
+    tasks, _ = reactions.build(spec, None, seed)
+    rows = [row for task in tasks for row in task.train]
+    kept = Random(seed).sample(rows, round(share * len(rows)))
+
+    def reached(train: Sequence[reactions.Reaction]) -> float:
+        keys = {row.key for row in train}
+
+        def encoded(rows: Sequence[reactions.Reaction]) -> list[Example]:
+            return [Example(row.key, row.task, y=torch.tensor(row.value), fields=dict(row.fields)) for row in rows]
+
+        found = trees(
+            [
+                Task(task.name, encoded([row for row in task.train if row.key in keys]), encoded(task.held_out))
+                for task in tasks
+            ]
+        )
+        assert found is not None
+        return float(found["r2"])
+
+    return reached(kept), reached([*kept, *tasks[-1].train])
+
+
 def _text(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
@@ -221,6 +256,11 @@ def main() -> None:
     baselines = {one["cell"][3]: one["baseline"] for one in figures() if one["cell"][0] != BOTH}
     for key in ("r2", "mean_task_r2", "mean_task_rmse"):
         print(f"boosted trees, {key}: {_text([found[key] for found in baselines.values()])}")
+    if (asked.shared / "data").is_dir():
+        alone, last = zip(*(trees_of_a_memory(asked.shared, seed) for seed in seeds), strict=True)
+        print(
+            f"boosted trees of a random tenth of the rows, r2: {_text(alone)}; and the last pair's: {_text(last)}"
+        )
 
 
 if __name__ == "__main__":

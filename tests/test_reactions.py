@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -629,7 +630,10 @@ def test_generate_is_refused_in_words(perdure: Callable[..., Any], replayed: Pat
 def test_report_compares_runs(perdure: Callable[..., Any], replayed: Path, extended: Path, tmp_path: Path) -> None:
     done = perdure("report", replayed, extended, "-o", tmp_path / "report.html")
     assert done.code == 0, done.err
-    assert "R²" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "R²" in page
+    assert re.search(r"Means are over other tasks: 3 of them are in all runs; \S*run has ether too\.", page)
+    assert "Means are over other tasks" in " ".join(done.out.split())
 
 
 def test_sweep(perdure: Callable[..., Any], place: Path, tmp_path: Path) -> None:
