@@ -119,6 +119,11 @@ class Strategy:
         """The model's forward pass, in training and in evaluation."""
         return objectives.forward(model, batch)
 
+    @property
+    def forwards_plainly(self) -> bool:
+        """Whether `forward` is the model's own and nothing more."""
+        return type(self).forward is Strategy.forward
+
     def penalty(self, ctx: Context, batch: Batch, output: Output) -> Penalty:
         """A sum over the micro-batch's targets, added to the loss after division by the step's targets.
 

@@ -191,6 +191,11 @@ class Chain(Strategy):
         return self._forward.forward(model, batch)
 
     @property
+    def forwards_plainly(self) -> bool:
+        """Whether the owner's is."""
+        return self._forward.forwards_plainly
+
+    @property
     def infers(self) -> bool:  # type: ignore[override]
         """Of the owner of `forward`."""
         return self._forward.infers

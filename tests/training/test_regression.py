@@ -412,6 +412,19 @@ def test_mc_dropout_spreads_as_drawing_by_hand_does(trained: Any, tuning: str) -
     assert (again.mean == other.mean).all()
 
 
+@pytest.mark.parametrize(("strategy", "passes"), [("replay+ema", 2), ("packnet", 51)])
+def test_only_a_strategys_own_way_through_the_model_is_taken_for_each_sample(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, strategy: str, passes: int
+) -> None:
+    """Of one batch: a pass for the prediction, one for what is dropped from, or one for each of 50 samples."""
+    run = trained(strategy=strategy, tuning="full")
+    rows, called = run.plan.stages[1].evaluation[:3], []
+    right = type(run.learner.model).hidden
+    monkeypatch.setattr(type(run.learner.model), "hidden", lambda model, x: (called.append(1), right(model, x))[1])
+    foretell(run.learner, rows, "mc-dropout", 50, 0)
+    assert len(called) == passes
+
+
 def test_an_ensembles_spread_is_its_members(trained: Any) -> None:
     run = trained(strategy="naive", head={"ensemble": 3})
     head = run.learner.model.head

@@ -18,7 +18,6 @@ from perdure.evaluation.score import by_length, evaluating
 from perdure.memory.buffer import name_of
 from perdure.models.regressor import Regressor
 from perdure.order import priority, uniform
-from perdure.strategies.base import Strategy
 from perdure.training.learner import Learner
 from perdure.training.settings import RunSettings
 from perdure.types import Batch, Example
@@ -84,7 +83,7 @@ def foretell(learner: Learner, rows: Sequence[Example], method: Method, samples:
 def _dropped(learner: Learner, model: Regressor, batch: Batch, samples: int) -> torch.Tensor:
     """Predictions with dropout, [samples, B]."""
     drops = [module for module in model.head.modules() if isinstance(module, nn.Dropout)]
-    plain = type(learner.strategy).forward is Strategy.forward and hasattr(model.head, "pooled")
+    plain = learner.strategy.forwards_plainly and hasattr(model.head, "pooled")
     assert isinstance(batch.x, torch.Tensor)
     try:
         for module in drops:
