@@ -22,6 +22,7 @@ _COMPARED = re.compile(r"_attn_implementation\s*(==|!=|in\b|not\b)")
 _SDPA = re.compile(r"([\"'])sdpa\1")
 MOST_SCORES = 1 << 25  # of a layer; beyond them the matrix costs more than it saves
 CACHED_SCORES = 1 << 22
+LARGE = 8.0  # a number of a key; taken off smaller ones, the first key would cost more in rounding than it saves
 BAND = 128  # queries that go together: of fewer the products are slow, of more most scores are of what is to come
 # What some models add to the scores, or choose keys by, which is not done here.
 OTHERS = ("position_bias", "softcap", "s_aux", "cache", "indices", "block_indices")
@@ -34,8 +35,8 @@ def attend(
 
     Under bf16 on a CPU it is softmax(QKᵀ·scaling)V: without a mask over the positions up to a row's own, or over
     all where the model is not causal; under a mask that all heads share, true where a query sees a key, over what
-    that lets through. Scores are rounded to bf16, as in Transformers' own "eager": where they are large (above 30)
-    that costs more than PyTorch, which keeps them in fp32. A query that sees no key gets the mean of the values.
+    that lets through. Scores are rounded to bf16, as in Transformers' own "eager": where they differ by much (more
+    than 30) that costs more than PyTorch, which keeps them in fp32. A query that sees no key gets the values' mean.
     Else it is PyTorch's, for a token that is being generated without a copy of the keys for every head, and
     Transformers' own way to it for the rest. Of large batches that is so with gradients only, so that the same rows
     may differ between both as bf16 rounds.
@@ -125,8 +126,14 @@ def _in_parts(
 
 
 def _matrices(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each head of each row for itself: [B·H, T, D], in bf16."""
+    """Each head of each row for itself: [B·H, T, D], in bf16.
+
+    What all keys share (a large bias, in some models) adds the same to all scores of a query, which the softmax
+    takes away again, but not what they were rounded by: it is taken off the keys, as the first of them tells.
+    """
     batch, heads, length, _ = query.shape
+    first = key[:, :, :1].detach()
+    key = key - torch.where(first.abs() > LARGE, first, 0.0)
     groups = heads // key.shape[1]
     q, k, v = (
         x.to(torch.bfloat16).repeat_interleave(repeats, 1).reshape(batch * heads, length, -1)

@@ -85,6 +85,37 @@ def test_bands_are_the_whole_cut_into_pieces(monkeypatch: pytest.MonkeyPatch, ba
     torch.testing.assert_close(parts[0].double(), by_hand(q, k, v, 0.5), rtol=0.03, atol=0.03)
 
 
+def offset_error(by: float) -> float:
+    """How far answers are off, where a large bias is a part of every key: root mean square, of values of 1."""
+    q, k, v = tensors()
+    k = k + torch.tensor([by, -by, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    found, _ = attend(CAUSAL, q, k, v, None, scaling=0.5)
+    return float((found.double() - by_hand(q, k, v, 0.5)).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("by", [0.0, 200.0])
+def test_a_bias_of_all_keys_costs_nothing(monkeypatch: pytest.MonkeyPatch, by: float) -> None:
+    """Scores of up to 500, which bf16 knows to the nearest 2, and of which a softmax sees the differences alone."""
+    assert offset_error(by) < 0.005
+    monkeypatch.setattr(attention, "LARGE", float("inf"))
+    assert (offset_error(by) > 0.05) is (by > 0)
+
+
+def test_gradients_where_keys_have_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of PyTorch in fp32, also of the first key, which is taken off the others."""
+    found: list[tuple[torch.Tensor, ...]] = []
+    for fast in (True, False):
+        q, k, v = tensors()
+        inputs = [x.bfloat16().float().requires_grad_() for x in (q, k + 40 * (torch.arange(8) == 2), v)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            out, _ = attend(CAUSAL, *inputs, None, scaling=0.5)
+        weight = torch.linspace(-1, 1, out.numel()).view(out.shape)
+        found.append(torch.autograd.grad((out.float() * weight).sum(), inputs))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.03, atol=0.03)
+
+
 def test_a_band_that_sees_as_far_as_the_first_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     right = attention._band
     monkeypatch.setattr(attention, "BAND", 3)
