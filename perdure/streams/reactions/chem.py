@@ -64,9 +64,10 @@ def canonical(smiles: str) -> str:
     return joined(_sorted(_changed(smiles, lambda molecule, _: _canonical(molecule))))
 
 
-def readable(smiles: str) -> bool:
-    """Whether RDKit reads every molecule of a SMILES; needs RDKit."""
-    return all(_read(one) is not None for part in parts(smiles) for compound in part for one in compound)
+def unreadable(smiles: str) -> str | None:
+    """The first molecule of a SMILES that RDKit cannot read, if there is one; needs RDKit."""
+    molecules = (one for part in parts(smiles) for compound in part for one in compound)
+    return next((one for one in molecules if _read(one) is None), None)
 
 
 @lru_cache(maxsize=4096)

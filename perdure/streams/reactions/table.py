@@ -138,13 +138,17 @@ def _unread(cells: Cells, smiles: Sequence[str]) -> list[str]:
     """A word on molecules that RDKit, where it is installed, cannot read: what is trained on is text."""
     if not chem.has_rdkit():
         return []
-    found = [(line, text) for (line, _), text in zip(cells.rows, smiles, strict=True) if not chem.readable(text)]
+    found = [
+        (line, molecule)
+        for (line, _), text in zip(cells.rows, smiles, strict=True)
+        if (molecule := chem.unreadable(text)) is not None
+    ]
     if not found:
         return []
-    (line, text), count = found[0], len(found)
+    (line, molecule), count = found[0], len(found)
     what = "1 row holds a molecule" if count == 1 else f"{count} rows hold molecules"
     where = "in" if count == 1 else "the first in"
-    told = f"{what} that RDKit cannot read, {where} line {line}: {text[:60]!r}"
+    told = f"{what} that RDKit cannot read, {where} line {line}: {molecule[:60]!r}"
     return [f"{told}; kept as text. Correct a misprint; canonical (--canonical) refuses such rows"]
 
 
