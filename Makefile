@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Whatever the environment says, bytecode is kept: without it every process of the tests compiles all of perdure.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test check bench torture study-strategies study-mixing study-arena study-teaching study-reactions api nano clean
 
 setup: $(READY)

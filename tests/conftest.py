@@ -24,11 +24,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Torch and transformers hold many objects: to look less often for what can go saves a twentieth of the time.
 gc.set_threshold(10_000, 10, 10)
 
+LONG = {"test_teach.py", "test_examples.py", "test_mix.py"}
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the laws of one strategy in one world beside each other: the worker that has them shares their runs."""
+    """Put the laws of one strategy in one world beside each other: the worker that has them shares their runs.
+
+    Files with long tests come first, so that no worker waits for one at the end.
+    """
     places, laws = [], []
     pairs: dict[tuple[Path, int, int], int] = {}
     for place, item in enumerate(items):
@@ -39,6 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             laws.append((pairs.setdefault(pair, len(pairs)), item))
     for place, (_, item) in zip(places, sorted(laws, key=lambda law: law[0]), strict=True):
         items[place] = item
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def _below_shared(*parts: str) -> Path:
