@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -64,7 +65,7 @@ class Cell:
 
 
 def cells(backbones: Sequence[str], seeds: Sequence[int], lora: bool) -> list[Cell]:
-    """The runs of the study, the first seed of everything before the second."""
+    """The runs of the study: heads, the first seed of all before the second, then LoRA."""
     found = [Cell(backbone, "head", setting, seed) for seed in seeds for backbone in backbones for setting in HEAD]
     return found + [
         Cell("minilm", "lora", setting, seed) for setting, most in LORA.items() for seed in seeds[:most] if lora
@@ -259,7 +260,7 @@ def main() -> None:
     baselines = {one["cell"][3]: one["baseline"] for one in figures() if one["cell"][0] != BOTH}
     for key in ("r2", "mean_task_r2", "mean_task_rmse"):
         print(f"boosted trees, {key}: {_text([found[key] for found in baselines.values()])}")
-    if (asked.shared / "data").is_dir():
+    if (asked.shared / "data").is_dir() and find_spec("sklearn") and not asked.both:
         alone, last = zip(*(trees_of_a_memory(asked.shared, seed) for seed in seeds), strict=True)
         print(
             f"boosted trees of a random tenth of the rows, r2: {_text(alone)}; and the last pair's: {_text(last)}"

@@ -499,8 +499,8 @@ def test_extend_refuses_what_cannot_be(
         return " ".join(done.err.split())
 
     same = said("--task", place / "more.csv", "--name", "ester")
-    assert "all 40 rows, yields included, are in the run's tables already" in same
-    assert "all 120 rows" in said("--task", place / "table.csv")
+    assert "the run's tables have all rows of it (40) already, yields included" in same
+    assert "all rows of it (120)" in said("--task", place / "table.csv")
     other = write_table(tmp_path / "other.csv", doubled(reactions("COc1ccncc1")))
     assert "another --name" in said("--task", other, "--name", "ether")
     assert "no such file" in said("--task", tmp_path / "gone.csv")
@@ -632,8 +632,8 @@ def test_report_compares_runs(perdure: Callable[..., Any], replayed: Path, exten
     assert done.code == 0, done.err
     page = (tmp_path / "report.html").read_text()
     assert "R²" in page
-    assert re.search(r"Means are over other tasks: 3 of them are in all runs; \S*run has ether too\.", page)
-    assert "Means are over other tasks" in " ".join(done.out.split())
+    assert re.search(r"Not all runs have the same tasks.*: 3 are in all; \S*run also has ether\.", page)
+    assert "Not all runs have the same tasks" in " ".join(done.out.split())
 
 
 def test_sweep(perdure: Callable[..., Any], place: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ _COMPARED = re.compile(r"_attn_implementation\s*(==|!=|in\b|not\b)")
 _SDPA = re.compile(r"([\"'])sdpa\1")
 MOST_SCORES = 1 << 25  # of a layer; beyond them the matrix costs more than it saves
 CACHED_SCORES = 1 << 22
-LARGE = 8.0  # a number of a key; taken off smaller ones, the first key would cost more in rounding than it saves
+LARGE = 8.0  # of a number of a key: less, taken off, would cost more in rounding than it saves
 BAND = 128  # queries that go together: of fewer the products are slow, of more most scores are of what is to come
 # What some models add to the scores, or choose keys by, which is not done here.
 OTHERS = ("position_bias", "softcap", "s_aux", "cache", "indices", "block_indices")
@@ -65,8 +65,13 @@ def _dense(query: Tensor, key: Tensor, mask: Tensor | None, options: Any) -> boo
         and all(options.get(name) is None for name in OTHERS)
         and 1 < query.shape[2] == key.shape[2]
         and len(query) == len(key)
-        and query.shape[0 if torch.is_grad_enabled() else 1 : 3].numel() * key.shape[2] <= MOST_SCORES
+        and query.shape[0 if _at_once(options) else 1 : 3].numel() * key.shape[2] <= MOST_SCORES
     )
+
+
+def _at_once(options: Any) -> bool:
+    """Whether all rows go together: their scores are kept for a backward pass, or dropped in one order of draws."""
+    return torch.is_grad_enabled() or bool(options.get("dropout"))
 
 
 def _shared(mask: Tensor, query: Tensor, key: Tensor) -> bool:
@@ -125,15 +130,25 @@ def _in_parts(
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _matrices(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each head of each row for itself: [B·H, T, D], in bf16.
+def _centred(key: Tensor, mask: Tensor | None) -> Tensor:
+    """The keys less what all of them share, as the first two tell, where that is large (a bias, in some models).
 
-    What all keys share (a large bias, in some models) adds the same to all scores of a query, which the softmax
-    takes away again, but not what they were rounded by: it is taken off the keys, as the first of them tells.
+    It adds the same to all scores of a query, which the softmax takes away again, but not what they were rounded
+    by. One key alone may be an outlier; keys that a row's last query does not see are padding, of which there may
+    be two. A bias that positions turn quickly is not shared by the keys, and stays.
     """
+    first, second = key[:, :, :1].detach(), key[:, :, 1:2].detach()
+    least = torch.where(first.abs() < second.abs(), first, second)
+    shared = (first * second > 0) & (least.abs() > LARGE)
+    if mask is not None:
+        shared = shared & mask[:, :, -1:, :2].all(-1, keepdim=True)
+    return key - torch.where(shared, least, 0.0)
+
+
+def _matrices(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Each head of each row for itself: [B·H, T, D], in bf16."""
     batch, heads, length, _ = query.shape
-    first = key[:, :, :1].detach()
-    key = key - torch.where(first.abs() > LARGE, first, 0.0)
+    key = _centred(key, mask)
     groups = heads // key.shape[1]
     q, k, v = (
         x.to(torch.bfloat16).repeat_interleave(repeats, 1).reshape(batch * heads, length, -1)
@@ -151,7 +166,7 @@ def _banded(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
 ) -> Tensor:
     """Causal attention: each query sees the positions up to its own."""
-    q, k, v = _matrices(query, key, value)
+    q, k, v = _matrices(query, key, value, None)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     found = [_band(q, k, v, start, scale, dropout) for start in range(0, query.shape[2], BAND)]
     return _rows(torch.cat(found, 1), len(query))
@@ -171,7 +186,7 @@ def _whole(
 ) -> Tensor:
     """Attention to whatever the mask lets through, or to all positions; weights are dropped after the softmax."""
     batch, heads, length, width = query.shape
-    q, k, v = _matrices(query, key, value)
+    q, k, v = _matrices(query, key, value, mask)
     # Nothing that is infinite, so that a query that sees no key is not nan.
     seen = q.new_zeros(1) if mask is None else mask.logical_not().to(q.dtype) * torch.finfo(q.dtype).min
     scale = width**-0.5 if scaling is None else scaling
@@ -201,5 +216,10 @@ def _can_change(part: Any) -> bool:
     """
     if part.config._attn_implementation != "sdpa" or not part._can_set_attn_implementation():
         return False
-    code = inspect.getsource(inspect.getmodule(type(part)) or type(part))
-    return not (_COMPARED.search(code) and _SDPA.search(code))
+    from transformers import PreTrainedModel
+
+    kinds = [
+        kind for kind in type(part).__mro__ if issubclass(kind, PreTrainedModel) and kind is not PreTrainedModel
+    ]
+    codes = [inspect.getsource(module) for module in {inspect.getmodule(kind) for kind in kinds} if module]
+    return not any(_COMPARED.search(code) and _SDPA.search(code) for code in codes)

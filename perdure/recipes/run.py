@@ -207,7 +207,7 @@ def extend_run(
         if task is None:
             raise ConfigError("--task is missing: give the new task's data file, or a YAML file with its settings")
         new = task_spec(task, name, evaluation)
-        if settings.stream.reactions is not None and new.train is not None:
+        if settings.stream.reactions is not None:
             from perdure.training.regression import refuse_known
 
             refuse_known(settings, new.train, folder.recipe_folder)

@@ -295,7 +295,7 @@ def skipped(name: str, num_skipped: int, num_steps: int | None) -> str:
 
 
 def scored_apart(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Which tasks runs of one seed were scored on by other rows, and which not all have: do not compare these.
+    """Which tasks runs of one seed were scored on by other rows, and which not all runs have.
 
     Args:
         runs: each run's name and results, of which "scored" is a hash of its held-out rows by task.
@@ -316,13 +316,14 @@ def scored_apart(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
 
 def _other_tasks(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """A word where not all runs have the same tasks: what is said of all tasks together is of other ones then."""
-    tasks = [(name, results.get("tasks") or ()) for name, results in runs]
+    tasks = [(name, results["tasks"]) for name, results in runs if results.get("tasks")]
     shared = set.intersection(*(set(found) for _, found in tasks)) if tasks else set()
     own = [(name, [task for task in found if task not in shared]) for name, found in tasks]
     if not any(found for _, found in own):
         return []
-    each = "; ".join(f"{name} has {_listed(found)} too" for name, found in own if found)
-    return [f"Means are over other tasks: {len(shared)} of them are in all runs; {each}."]
+    each = "; ".join(f"{name} also has {_listed(found)}" for name, found in own if found)
+    told = "Not all runs have the same tasks, so that their means cannot be compared"
+    return [f"{told}: {len(shared)} are in all; {each}."]
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:

@@ -64,7 +64,7 @@ def pin_similarity(settings: RunSettings) -> RunSettings:
 
 
 def refuse_known(settings: RunSettings, file: str, folder: Path | None) -> None:
-    """Refuse a table of a new task that holds nothing but rows, yields included, that the run's tables have.
+    """Refuse a table of a new task that holds nothing but rows that the run's tables have, yields included.
 
     Args:
         settings: of the run, before the new task.
@@ -74,21 +74,27 @@ def refuse_known(settings: RunSettings, file: str, folder: Path | None) -> None:
     spec = settings.stream.reactions
     assert spec is not None
     places = [Path(place) for place in (settings.data, folder) if place is not None]
-    known: set[tuple[str, float | None]] = set()
-    own = spec
-    for name in (spec.file, *(name for one in settings.extensions for name in (one.train, one.evaluation) if name)):
-        place = locate(name, places)
-        if not isinstance(place, Path):
-            return  # what is missing is told by the plan
-        table = reactions.read(own, place, fixed=True)
-        own = own.model_copy(update={"yield_scale": table.facts["scale"]})
-        known.update((reactions.normal(row.smiles), row.value) for row in table.rows)
-    rows = reactions.read(own, file, fixed=True).rows
-    if all((reactions.normal(row.smiles), row.value) in known for row in rows):
+    names = [spec.file]
+    names += [name for one in settings.extensions for name in (one.train, one.evaluation) if name]
+    found = [locate(name, places) for name in (*names, file)]
+    tables = [place for place in found if isinstance(place, Path)]
+    if len(tables) < len(found):
+        return  # what is missing is told by the plan
+    known: set[Any] = set()
+    for place in tables[:-1]:
+        table = reactions.read(spec, place, fixed=True)
+        spec = spec.model_copy(update={"yield_scale": table.facts["scale"]})
+        known.update(_content(row) for row in table.rows if fingerprint(row.key) not in settings.erased)
+    rows = reactions.read(spec, tables[-1], fixed=True).rows
+    if all(_content(row) in known for row in rows):
         raise DataError(
-            f"{file}: all {len(rows)} rows, yields included, are in the run's tables already; give a table of the "
-            "new ones alone"
+            f"{file}: the run's tables have all rows of it ({len(rows)}) already, yields included; give a table of "
+            "new ones"
         )
+
+
+def _content(row: reactions.Reaction) -> Any:
+    return reactions.normal(row.smiles), row.value, row.task, tuple(sorted(row.fields.items()))
 
 
 class ReactionData:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,21 +86,68 @@ def test_bands_are_the_whole_cut_into_pieces(monkeypatch: pytest.MonkeyPatch, ba
     torch.testing.assert_close(parts[0].double(), by_hand(q, k, v, 0.5), rtol=0.03, atol=0.03)
 
 
-def offset_error(by: float) -> float:
-    """How far answers are off, where a large bias is a part of every key: root mean square, of values of 1."""
+def error_of(change: Callable[[torch.Tensor, torch.Tensor], None], mask: torch.Tensor | None = None) -> float:
+    """How far answers to changed queries and keys are off: root mean square, of values of 1."""
     q, k, v = tensors()
-    k = k + torch.tensor([by, -by, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    change(q, k)
     q, k, v = (x.bfloat16() for x in (q, k, v))
-    found, _ = attend(CAUSAL, q, k, v, None, scaling=0.5)
-    return float((found.double() - by_hand(q, k, v, 0.5)).square().mean().sqrt())
+    found, _ = attend(CAUSAL, q, k, v, mask, scaling=0.5)
+    seen = torch.ones(2, 7, 7, dtype=torch.bool).tril() if mask is None else mask[:, 0]
+    sees = seen.any(-1)
+    wrong = found.double() - by_hand(q, k, v, 0.5, seen | ~sees[..., None])
+    return float(wrong[sees].square().mean().sqrt())
 
 
-@pytest.mark.parametrize("by", [0.0, 200.0])
-def test_a_bias_of_all_keys_costs_nothing(monkeypatch: pytest.MonkeyPatch, by: float) -> None:
-    """Scores of up to 500, which bf16 knows to the nearest 2, and of which a softmax sees the differences alone."""
-    assert offset_error(by) < 0.005
-    monkeypatch.setattr(attention, "LARGE", float("inf"))
-    assert (offset_error(by) > 0.05) is (by > 0)
+def biased(q: torch.Tensor, k: torch.Tensor) -> None:
+    """Every key of a head of a row has its own bias: scores of up to 500, which bf16 knows to the nearest 2."""
+    sizes = torch.tensor([[200.0, -100.0], [140.0, 240.0]])
+    k[..., 1] += sizes[..., None]
+    k[..., 2] -= sizes[..., None]
+
+
+def outlying(q: torch.Tensor, k: torch.Tensor) -> None:
+    """The first key alone is large, and no query likes it; the others' scores are small."""
+    q[..., 0] += 6
+    k[:, :, 0, 0] = -40
+
+
+def padded_left(q: torch.Tensor, k: torch.Tensor) -> None:
+    """The first two keys are padding, alike and far from the others."""
+    q[..., 0] += 6
+    k[:, :, :2, 0] = -40
+
+
+LEFT = (torch.ones(7, 7, dtype=torch.bool).tril() & (torch.arange(7) > 1)).expand(2, 1, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "mask"),
+    [
+        (lambda q, k: None, None),
+        (biased, None),
+        (biased, torch.ones(2, 1, 7, 7, dtype=torch.bool).tril()),
+        (outlying, None),
+        (padded_left, LEFT),
+    ],
+    ids=["plain", "biased", "biased, with a mask", "outlying", "padded left"],
+)
+def test_what_keys_share_costs_no_precision(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[..., None], mask: torch.Tensor | None
+) -> None:
+    assert error_of(change, mask) < 0.006
+    if change is biased:
+        monkeypatch.setattr(attention, "LARGE", float("inf"))
+        assert error_of(change, mask) > 0.05
+
+
+def test_wrong_versions_of_what_keys_share_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention._centred
+    monkeypatch.setattr(attention, "_centred", lambda k, mask: k - k[:, :, :1])
+    assert error_of(outlying) > 0.008
+    monkeypatch.setattr(attention, "_centred", lambda k, mask: k - k[:1, :, :1])
+    assert error_of(biased) > 0.05
+    monkeypatch.setattr(attention, "_centred", lambda k, mask: right(k, None))
+    assert error_of(padded_left, LEFT) > 0.008
 
 
 def test_gradients_where_keys_have_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +432,10 @@ def test_draws_are_the_same_with_and_without_gradients(monkeypatch: pytest.Monke
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(gradients):
             found.append(attend(CAUSAL, *tensors(), None, scaling=0.5, dropout=0.25)[0])
     assert torch.equal(*found)
+    monkeypatch.setattr(attention, "MOST_SCORES", 2 * 4 * 49 - 1)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert not attention._dense(*tensors()[:2], None, {"dropout": 0.25})
+        assert attention._dense(*tensors()[:2], None, {})
 
 
 def test_another_default_device_changes_nothing() -> None:
@@ -398,6 +450,7 @@ def test_another_default_device_changes_nothing() -> None:
 
 def sparse() -> Any:
     """A decoder that looks at the four keys of each query that an indexer of its own finds the best."""
+    pytest.importorskip("transformers.models.deepseek_v32")
     from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
 
     torch.manual_seed(0)

@@ -168,15 +168,17 @@ def test_molecules_that_rdkit_cannot_read_are_told(tmp_path: Path, monkeypatch: 
     spec = ReactionsSpec(file=str(path), task_columns=())
     if not has_rdkit():
         pytest.skip("RDKit is in the extra chem")
-    table = read(spec)
+    assert read(spec).facts["notes"] == []
+    table = read(spec, molecules=True)
     assert [row.smiles for row in table.rows] == ["OCC.C>>N", "C~C1CC>>N", "C.c1cc>>N"]
     (note,) = table.facts["notes"]
     assert note.startswith("2 rows hold molecules that RDKit cannot read, the first in line 3: 'C1CC'; kept as")
     path.write_text("rxn,yield\nOCC.C>>N,5\nC1CC>>N,5\n")
-    (note,) = read(spec).facts["notes"]
+    _, facts = build(spec.model_copy(update={"holdout": 0.0}), None, 0)
+    (note,) = facts["notes"]
     assert note.startswith("1 row holds a molecule that RDKit cannot read, in line 3: 'C1CC'; kept as")
     monkeypatch.setitem(sys.modules, "rdkit", None)
-    assert read(spec).facts["notes"] == []
+    assert read(spec, molecules=True).facts["notes"] == []
 
 
 def test_without_rdkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -836,3 +836,32 @@ def test_hidden_states_are_worked_out_once_for_all_runs(
     (warning,) = [line for line in display.said if line.startswith("warning: hidden states were not kept")]
     assert "PERDURE_CACHE" in warning
     assert (tmp_path / "2" / "scores.csv").read_bytes() == (tmp_path / "1" / "scores.csv").read_bytes()
+
+
+def test_a_table_of_known_rows_is_refused_and_a_new_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New are other yields, other conditions, and what was erased; all paths are looked up as the run's are."""
+    from perdure.order import fingerprint
+    from perdure.training.regression import refuse_known
+
+    row = {"key": "1", "rxn": "C>>N", "yield": 50, "pair": "a", "ligand": "x"}
+    other = {"key": "2", "rxn": "O>>N", "yield": 0, "pair": "a", "ligand": "y"}
+    write_table(tmp_path / "own.csv", [row, other])
+    stream = {"reactions": {"file": "own.csv", "task_columns": ["pair"], "key_column": "key"}}
+    values = {"model": "nano", "tuning": "head", "stream": stream, "data": str(tmp_path)}
+    settings = validate(RunSettings, values, "test")
+    monkeypatch.chdir(tmp_path.parent)
+
+    def check(rows: list[dict[str, Any]], settings: RunSettings = settings) -> None:
+        write_table(tmp_path / "new.csv", rows)
+        refuse_known(settings, "new.csv", None)
+
+    for known in ([row], [other, row], [{**row, "key": "9"}], [{**row, "rxn": "C>>N"}]):
+        with pytest.raises(DataError, match=rf"new.csv: the run's tables have all rows of it \({len(known)}\)"):
+            check(known)
+    for change in ({"yield": 60}, {"ligand": "z"}, {"pair": "b"}, {"rxn": "P>>N"}):
+        check([other, {**row, "key": "9", **change}])
+    check([{**row, "key": "9"}], settings.model_copy(update={"erased": (fingerprint("1"),)}))
+    with pytest.raises(DataError, match=r"gone\.csv: no such file"):
+        refuse_known(settings, "gone.csv", None)

@@ -152,11 +152,13 @@ def _refuse_idle(options: Options, parts: Sequence[str]) -> None:
     """Refuse options that nothing would look at."""
     keeps = [part for part in parts if part in STRATEGIES and "capacity" in settings_of(part)]
     known = (SEQUENTIAL, *STREAM_MODES, *STRATEGIES)
-    for part in parts:
-        if part not in known:
-            raise ConfigError(unknown_name("setting", part, sorted(known)) + " Several are joined by +.")
-    idle = []
-    if options.memory is not None and not keeps:
+    named = [name for name in known if name != "naive"]  # which is "sequential" here
+    idle = [
+        "--setting: " + unknown_name("setting", part, named) + " Several are joined by +."
+        for part in parts
+        if part not in known
+    ]
+    if options.memory is not None and not keeps and not idle:
         idle.append(f"--memory: {options.setting} keeps no rows; take --setting replay")
     if options.gradient is not None and REPLAY not in parts:
         idle.append(f"--gradient: it is about replayed rows, and {options.setting} replays none")

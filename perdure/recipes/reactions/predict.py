@@ -59,7 +59,7 @@ def predict(path: Path, file: Path, out: Path, level: float = LEVEL) -> None:
     # What is foretold needs no conditions, which are the baseline's; and text has no sheets.
     sheet = spec.sheet if file.suffix.lower() == ".xlsx" else None
     own = spec.model_copy(update={"yield_scale": plan.data["scale"], "sheet": sheet, "condition_columns": None})
-    table = reactions.read(own, file, labelled=False, fixed=True)
+    table = reactions.read(own, file, labelled=False, fixed=True, molecules=True)
     limit = min(settings.max_length or plan.language.max_length, plan.language.max_length)
     encoded, long = ReactionEncoder(plan.language.tokenizer, limit).encode(table.rows)
     if not encoded:

@@ -67,7 +67,12 @@ def canonical(smiles: str) -> str:
 def unreadable(smiles: str) -> str | None:
     """The first molecule of a SMILES that RDKit cannot read, if there is one; needs RDKit."""
     molecules = (one for part in parts(smiles) for compound in part for one in compound)
-    return next((one for one in molecules if _read(one) is None), None)
+    return next((one for one in molecules if not _reads(one)), None)
+
+
+@lru_cache(maxsize=1 << 18)
+def _reads(molecule: str) -> bool:
+    return _read(molecule) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -134,7 +139,6 @@ def load_rdkit() -> tuple[Any, Any]:
     return Chem, rdBase.BlockLogs
 
 
-@lru_cache(maxsize=4096)
 def _read(molecule: str) -> Any:
     """RDKit's molecule, or None where it reads none."""
     chem, block = load_rdkit()
@@ -142,6 +146,7 @@ def _read(molecule: str) -> Any:
         return chem.MolFromSmiles(molecule) if molecule else None
 
 
+@lru_cache(maxsize=4096)
 def _parsed(molecule: str) -> Any:
     parsed = _read(molecule)
     if parsed is None:

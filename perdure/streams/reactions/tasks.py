@@ -79,7 +79,7 @@ def build(
         DataError: as `read`; or a task has no training rows left.
         ConfigError: as `read`.
     """
-    table = read(spec, path)
+    table = read(spec, path, molecules=True)
     tasks, order = arrange_tasks(tasks_of(table.rows), spec.order, seed, spec.similarity)
     halves = {name: split(rows, spec.holdout, seed, name) for name, rows in tasks.items()}
     held = [row for _, part in halves.values() for row in part]
