@@ -99,7 +99,7 @@ def error_of(change: Callable[[torch.Tensor, torch.Tensor], None], mask: torch.T
 
 
 def biased(q: torch.Tensor, k: torch.Tensor) -> None:
-    """Every key of a head of a row has its own bias: scores of up to 500, which bf16 knows to the nearest 2."""
+    """The keys of each head of each row share a bias: scores of up to 500, which bf16 knows to the nearest 2."""
     sizes = torch.tensor([[200.0, -100.0], [140.0, 240.0]])
     k[..., 1] += sizes[..., None]
     k[..., 2] -= sizes[..., None]
